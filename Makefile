@@ -1,0 +1,55 @@
+# Every target is self-sufficient on a fresh machine: it makes .venv, installs what it needs, and runs.
+PYTHON ?= python3
+VENV ?= .venv
+LOCK ?= requirements.lock
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+CHECKOUT := build/checkout/hotplate
+
+.PHONY: help train test bench profile lint lock clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@echo "arguments: make train ARGS='gpt-nano --budget 10m'; also for test, bench and profile"
+
+train: $(RUN) ## train the demo on the embedded corpus, with evaluation, sample and plot
+	$(BIN)/hotplate train $(ARGS)
+
+test: $(DEV) ## all tests
+	$(BIN)/pytest -q $(ARGS)
+
+bench: $(DEV) ## kernels and whole training steps against their peers on this machine
+	$(BIN)/hotplate bench $(ARGS)
+
+profile: $(DEV) ## where a training step's time goes: Chrome trace and table
+	$(BIN)/hotplate profile $(ARGS)
+
+lint: $(DEV) $(CHECKOUT) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/checkout $(BIN)/mypy $(addprefix $(CHECKOUT)/,kernels model train bench)
+
+lock: $(DEV) ## pin what is installed now into requirements.lock
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/+cpu / /' | grep -v ' @ ' > $(LOCK)
+
+clean: ## remove the environment and build files
+	rm -rf $(VENV) build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"hotplate needs Python 3.11 or newer, {sys.executable} is %d.%d; set PYTHON=..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check "pip>=24"
+
+$(RUN): setup.py pyproject.toml $(LOCK) | $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e .
+	@touch $@
+
+$(DEV): setup.py pyproject.toml $(LOCK) | $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[dev]"
+	@touch $(RUN) $@
+
+# mypy cannot follow an editable install's import hook: give it a tree in which this checkout is called hotplate.
+$(CHECKOUT):
+	@mkdir -p $@ && for part in kernels model train bench; do ln -sfn $(CURDIR)/$$part $@/$$part; done

@@ -1,0 +1,86 @@
+"""Quasi-LSTM recurrence, forward and backward: ours, a step-by-step loop, the published block-matrix form.
+
+Letters: B rows, T steps, D width, L steps of a block.
+"""
+
+import torch
+from torch import Tensor
+
+from hotplate.bench.harness import Case
+from hotplate.bench.providers import Operands, both, forward, in_float64
+from hotplate.kernels.qlstm import qlstm
+
+BLOCK_STEPS = 16  # Languini's block length
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # the block-matrix form adds 1e-8 inside a logarithm
+
+
+def block_matrix(gates: Tensor) -> Tensor:
+    """h [B, T, D] by blocks of L steps: a block's states are F [c_before, u_1 .. u_L] with u = i z.
+
+    F[k, j] is the product f_{j+1} .. f_{k+1}, taken as exp of a reverse cumulative sum of log(f + 1e-8).
+    Source: Stanic et al. 2023, arXiv 2309.11197, the quasi-LSTM of Languini Kitchen.
+    """
+    wide = gates.float()
+    i, f, o = (torch.sigmoid(wide[:, :, n]) for n in (0, 1, 3))
+    u = i * torch.tanh(wide[:, :, 2])
+    B, T, D = u.shape
+    L = BLOCK_STEPS
+    row, column = torch.arange(L, device=u.device)[:, None], torch.arange(L + 1, device=u.device)
+    after, beyond = column > row, column > row + 1
+    c, states = u.new_zeros(B, D), []
+    for first in range(0, T, L):
+        forgets = torch.nn.functional.pad(f[:, first : first + L].transpose(1, 2), (0, 1), value=1.0)
+        tiled = forgets[:, :, None].expand(B, D, L, L + 1).masked_fill(after, 1.0)
+        sums = torch.log(tiled + 1e-8).flip(-1).cumsum(-1).flip(-1)
+        matrix = (torch.exp(sums) - 1e-8).masked_fill(beyond, 0.0)
+        vector = torch.cat([c[:, None], u[:, first : first + L]], 1)
+        block = torch.einsum("bdkj,bjd->bkd", matrix, vector)
+        states.append(block)
+        c = block[:, -1]
+    return (o * torch.tanh(torch.cat(states, 1))).to(gates.dtype)
+
+
+def step_loop(gates: Tensor) -> Tensor:
+    """h [B, T, D] as one would write the cell: every activation inside the loop, gradients by autograd."""
+    c, h = gates.new_zeros(gates.shape[0], gates.shape[3], dtype=torch.float32), []
+    for t in range(gates.shape[1]):
+        i, f, z, o = gates[:, t].float().unbind(1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
+        h.append((torch.sigmoid(o) * torch.tanh(c)).to(gates.dtype))
+    return torch.stack(h, 1)
+
+
+def cases(device: str, quick: bool) -> list[Case]:
+    """Forward, and forward with backward; fp32 on a CPU, bf16 on a GPU."""
+    on_cpu = device == "cpu"
+    shapes = [(2, 64, 64)] if quick else [(8, 512, 512)] if on_cpu else [(64, 512, 768), (32, 1024, 1024)]
+    dtype = torch.float32 if on_cpu else torch.bfloat16
+    return [_case(way, B, T, D, device, dtype) for B, T, D in shapes for way in ("forward", "forward+backward")]
+
+
+def _case(way: str, B: int, T: int, D: int, device: str, dtype: torch.dtype) -> Case:
+    wrap = forward if way == "forward" else both
+
+    def prepare() -> Operands:
+        gates = torch.randn(B, T, 4, D, device=device).to(dtype).requires_grad_()
+        return Operands([gates], torch.randn(B, T, D, device=device).to(dtype))
+
+    ops = {
+        "eager": lambda gates: qlstm(gates)[0],
+        "reference": lambda gates: qlstm(gates, impl="reference")[0],
+        "step loop": step_loop,
+        "block matrix": block_matrix,
+    }
+    values = 5 if way == "forward" else 14  # I/O values per element: 4 + 1, and 4 + 1 read, 4 written
+    return Case(
+        bench="qlstm",
+        name=f"{way} B{B} T{T} D{D}",
+        device=device,
+        dtype=dtype,
+        prepare=prepare,
+        truth=in_float64(ops["reference"], backward=way != "forward"),
+        providers={name: wrap(op) for name, op in ops.items()},
+        tolerance=TOLERANCE[dtype],
+        tokens=B * T,
+        moved_bytes=values * B * T * D * dtype.itemsize,
+    )

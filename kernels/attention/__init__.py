@@ -1,0 +1,3 @@
+from hotplate.kernels.attention.op import attention
+
+__all__ = ["attention"]

@@ -1,0 +1,3 @@
+from hotplate.kernels.lstm.op import lstm
+
+__all__ = ["lstm"]

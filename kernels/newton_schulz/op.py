@@ -1,0 +1,29 @@
+"""Orthogonalisation of a matrix by Newton-Schulz: contract, checks and the choice of implementation.
+
+Letters: M rows, N columns.
+"""
+
+import torch
+from torch import Tensor
+
+from hotplate.kernels.checks import choose, want, want_float
+from hotplate.kernels.newton_schulz import eager, reference
+
+IMPLS = {"eager": eager.newton_schulz, "reference": reference.newton_schulz}
+
+
+@torch.no_grad()
+def newton_schulz(g: Tensor, steps: int = 5, impl: str = "eager") -> Tensor:
+    """About U V^T for g = U S V^T: `steps` of X <- a X + (b A + c A^2) X, A = X X^T, from X = g / |g|_F.
+
+    g [..., M, N] bf16|fp16|fp32|fp64; every leading index is a matrix of its own; worked on transposed where
+    M > N. Returns the same shape and dtype, without gradient.
+    Products in fp32 on CPU (fp64 for fp64), bf16 on GPU.
+    Flops: steps (4 S^2 L + 2 S^3), S and L the shorter and longer side.
+    ValueError on fewer than two axes, no steps or another impl. Source: Jordan et al. 2024, Muon.
+    """
+    function = choose("newton_schulz", impl, IMPLS)
+    want("newton_schulz", g.ndim >= 2, "g [..., M, N]", str(list(g.shape)), "give vectors to another optimiser")
+    want("newton_schulz", steps >= 1, "steps >= 1", str(steps), "Muon takes 5")
+    want_float("newton_schulz", "g", g)
+    return function(g, steps)

@@ -1,0 +1,3 @@
+from hotplate.kernels.qlstm.op import qlstm
+
+__all__ = ["qlstm"]

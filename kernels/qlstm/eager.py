@@ -1,0 +1,158 @@
+"""Quasi-LSTM in plain torch: activations for many steps at once, one fused operation per step.
+
+Letters: B rows, T steps, D width, K steps of a chunk. Work tensors are time-major: a step is contiguous.
+The backward is the closed form derived in README.md.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hotplate.kernels.checks import state_dtype
+
+CPU_CHUNK_BYTES = 1 << 18  # per gate: fastest of 2^15..2^20, AMD EPYC Zen 4, 2026-11-22
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
+
+def _chunk_steps(gates: Tensor) -> int:
+    """Steps whose work tensors stay in cache; all of them on a GPU, where launches cost more than traffic."""
+    B, T, _, D = gates.shape
+    if gates.device.type != "cpu":
+        return T
+    step_bytes = max(1, B * D) * state_dtype(gates.dtype).itemsize
+    return min(T, max(1, CPU_CHUNK_BYTES // step_bytes))
+
+
+def _activate(pre: Tensor, act: Tensor, reset: Tensor | None, forget_offset: float) -> None:
+    """Fills act [4, K, B, D] with (i, f kept, z, o) from pre [3 or 4, K, B, D]; reset is [K, B, 1].
+
+    `f kept` is f, or 0 where the state is reset: with it a reset costs nothing in the step.
+    """
+    i, f, z, o = act
+    pre = pre.to(act.dtype)
+    torch.sigmoid(pre[-3] + forget_offset if forget_offset else pre[-3], out=f)
+    if len(pre) == 4:
+        torch.sigmoid(pre[0], out=i)
+    else:
+        torch.sub(1, f, out=i)
+    torch.tanh(pre[-2], out=z)
+    torch.sigmoid(pre[-1], out=o)
+    if reset is not None:
+        f.masked_fill_(reset, 0)
+
+
+def _chunks(gates: Tensor, resets: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """(steps, pre [3 or 4, K, B, D], reset [K, B, 1]) from the first step to the last."""
+    T, K = gates.shape[1], _chunk_steps(gates)
+    for first in range(0, T, K):
+        steps = slice(first, min(first + K, T))
+        yield (
+            steps,
+            gates[:, steps].permute(2, 1, 0, 3),
+            None if resets is None else resets[:, steps].t()[..., None],
+        )
+
+
+def _work(gates: Tensor) -> Tensor:
+    """Uninitialised act [4, K, B, D] for one chunk."""
+    B, _, _, D = gates.shape
+    return gates.new_empty(4, _chunk_steps(gates), B, D, dtype=state_dtype(gates.dtype))
+
+
+def _forward(
+    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, saving: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h [B, T, D], c_last [B, D], and c [T + 1, B, D] from c0 on when saving (else scratch)."""
+    B, T, _, D = gates.shape
+    act = _work(gates)
+    c = act.new_empty(T + 1 if saving else act.shape[1] + 1, B, D)
+    h = gates.new_empty(B, T, D)
+    c[0] = 0 if c0 is None else c0
+    tanh_c = torch.empty_like(act[0])
+    for steps, pre, reset in _chunks(gates, resets):
+        size = steps.stop - steps.start
+        i, f, z, o = chunk = act[:, :size]
+        _activate(pre, chunk, reset, forget_offset)
+        states = c[steps.start : steps.stop + 1] if saving else c[: size + 1]
+        torch.mul(i, z, out=states[1:])
+        each = states.unbind(0)
+        for c_t, c_before, f_t in zip(each[1:], each, f.unbind(0), strict=False):
+            c_t.addcmul_(f_t, c_before)
+        torch.mul(o, torch.tanh(states[1:], out=tanh_c[:size]), out=h[:, steps].transpose(0, 1))
+        if not saving:
+            c[0] = each[-1]
+    return h, (c[T] if saving else c[0]).clone(), c
+
+
+def _backward_chunk(
+    dh: Tensor, act: Tensor, c: Tensor, reset: Tensor | None, carry: Tensor, dpre: Tensor, work: Tensor
+) -> None:
+    """Fills dpre [3 or 4, K, B, D] from dh [K, B, D] and carry [2, B, D], and moves carry one chunk back.
+
+    carry is (f, dLoss/dc) of the step after the chunk, unmultiplied so that the seam rounds like any step.
+    work is [2, K, B, D].
+    """
+    i, f, z, o = act
+    dc, product = work
+    tanh_c = torch.tanh(c[1:], out=product)
+    torch.mul(dh, tanh_c, out=dc)
+    _sigmoid_backward(dc, o, grad_input=dpre[-1])
+    torch.mul(dh, o, out=dc)
+    _tanh_backward(dc, tanh_c, grad_input=dc)
+    f_after, dc_after = carry
+    for dc_t, f_t in zip(reversed(dc.unbind(0)), reversed(f.unbind(0)), strict=True):
+        dc_t.addcmul_(f_after, dc_after)
+        f_after, dc_after = f_t, dc_t
+    torch.stack((f_after, dc_after), out=carry)
+    _tanh_backward(torch.mul(dc, i, out=product), z, grad_input=dpre[-2])
+    c_before = c[:-1]
+    if len(dpre) == 4:
+        _sigmoid_backward(torch.mul(dc, z, out=product), i, grad_input=dpre[0])
+        _sigmoid_backward(torch.mul(dc, c_before, out=product), f, grad_input=dpre[1])
+    else:  # i = 1 - f, so f (1 - f) = i (1 - i), which a reset leaves alone
+        torch.sub(c_before if reset is None else c_before.masked_fill(reset, 0), z, out=product)
+        _sigmoid_backward(product.mul_(dc), i, grad_input=dpre[0])
+
+
+class QLSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float) -> Any:
+        h, c_last, c = _forward(gates, c0, resets, forget_offset, saving=True)
+        ctx.save_for_backward(gates, c, resets)
+        ctx.forget_offset = forget_offset
+        return h, c_last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dh: Tensor, dc_last: Tensor) -> Any:
+        gates, c, resets = ctx.saved_tensors
+        dgates = torch.empty_like(gates, memory_format=torch.contiguous_format)
+        act, carry = _work(gates), torch.stack((torch.ones_like(dc_last), dc_last))
+        work = torch.empty_like(act[:2])
+        for steps, pre, reset in reversed(list(_chunks(gates, resets))):
+            size = steps.stop - steps.start
+            _activate(pre, act[:, :size], reset, ctx.forget_offset)
+            _backward_chunk(
+                dh[:, steps].transpose(0, 1),
+                act[:, :size],
+                c[steps.start : steps.stop + 1],
+                reset,
+                carry,
+                dgates[:, steps].permute(2, 1, 0, 3),
+                work[:, :size],
+            )
+        return dgates, carry.prod(0) if ctx.needs_input_grad[1] else None, None, None
+
+
+def qlstm(
+    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, coupled: bool
+) -> tuple[Tensor, Tensor]:
+    """See op.py; `coupled` follows from the number of gate blocks, which op.py has checked."""
+    if torch.is_grad_enabled() and (gates.requires_grad or (c0 is not None and c0.requires_grad)):
+        return QLSTM.apply(gates, c0, resets, forget_offset)
+    return _forward(gates, c0, resets, forget_offset, saving=False)[:2]

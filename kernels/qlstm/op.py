@@ -1,0 +1,46 @@
+"""The quasi-LSTM recurrence: contract, checks and the choice of implementation.
+
+Letters: B rows, T steps, D width.
+"""
+
+from torch import Tensor
+
+from hotplate.kernels.checks import choose, want, want_float, want_resets, want_state
+from hotplate.kernels.qlstm import eager, reference
+
+IMPLS = {"eager": eager.qlstm, "reference": reference.qlstm}
+
+
+def qlstm(
+    gates: Tensor,
+    c0: Tensor | None = None,
+    resets: Tensor | None = None,
+    *,
+    forget_offset: float = 0.0,
+    coupled: bool = False,
+    impl: str = "eager",
+) -> tuple[Tensor, Tensor]:
+    """c_t = f_t c_{t-1} + i_t z_t, h_t = o_t tanh(c_t); i, f (plus forget_offset), o sigmoid, z tanh.
+
+    gates [B, T, 4, D] bf16|fp16|fp32|fp64, blocks (i, f, z, o), any strides; with coupled=True [B, T, 3, D],
+    blocks (f, z, o), and i = 1 - f. c0 [B, D] fp32 (fp64 with fp64 gates) or None = zeros.
+    resets bool [B, T] or None: the state is zeroed before step t (a document starts at t).
+    Returns h [B, T, D] in the dtype of gates and c_last [B, D] in the state dtype. Gradients to gates and c0.
+    Gates and state are computed in fp32 (fp64) whatever the dtype of gates.
+    Memory traffic at the least: 5 I/O-dtype values per (b, t, d) forward, 9 backward.
+    ValueError on any other shape, dtype, device or impl. Source: Stanic et al. 2023, arXiv 2309.11197.
+    """
+    function = choose("qlstm", impl, IMPLS)
+    blocks = 3 if coupled else 4
+    want(
+        "qlstm",
+        gates.ndim == 4 and gates.shape[2] == blocks and gates.shape[1] > 0,
+        f"gates [B, T >= 1, {blocks}, D] with coupled={coupled}",
+        str(list(gates.shape)),
+        "blocks are (f, z, o) when coupled, else (i, f, z, o)",
+    )
+    want_float("qlstm", "gates", gates)
+    B, T, _, D = gates.shape
+    want_state("qlstm", "c0", c0, (B, D), gates)
+    want_resets("qlstm", resets, (B, T), gates)
+    return function(gates, c0, resets, forget_offset, coupled)

@@ -1,0 +1,28 @@
+"""Initial weights, from a seed alone."""
+
+import math
+
+import torch
+from torch import nn
+
+from hotplate.model.axes import parameter_axes
+from hotplate.model.block import MLP
+from hotplate.model.config import ModelConfig
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Matrices N(0, init_std), biases 0, norm weights 1; the MLP's second matrix N(0, init_std / sqrt(2 * layers))
+    (Languini Kitchen's rule, after GPT-2).
+
+    Values depend on the seed and the parameter order only, and are drawn on the CPU, so that every device and every
+    rank starts from the same model.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scaled = {id(module.down.weight) for module in model.modules() if isinstance(module, MLP)}
+    for name, (parameter, axes) in parameter_axes(model).items():
+        if len(axes.names) >= 2:
+            std = config.init_std / math.sqrt(2 * config.layers) if id(parameter) in scaled else config.init_std
+            parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)

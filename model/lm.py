@@ -1,0 +1,123 @@
+"""The language model: embedding, blocks, norm, head and loss.
+
+Letters: B rows, T steps, D width, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
+from hotplate.model.axes import Embedding, Linear
+from hotplate.model.batch import Batch
+from hotplate.model.block import Block, build_norm
+from hotplate.model.config import ModelConfig
+from hotplate.model.init import initialise
+from hotplate.model.rotary import rotation
+from hotplate.model.rows import Rows
+from hotplate.model.state import State
+
+
+class Output(NamedTuple):
+    """What a forward pass gives the trainer: sums and counts, never means."""
+
+    loss_sum: Tensor  # fp32 [], sum of weight * nll in nats
+    weight_sum: Tensor  # fp32 [], sum of weights
+    state: State
+
+
+class LanguageModel(nn.Module):
+    """Any model of the family, by its config; without values until `initialise` or a checkpoint fills them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding("vocab", config.vocab, config.width)
+        if config.positions == "learned":
+            self.position = Embedding("position", config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = build_norm(config)
+        if not config.tied:
+            self.head = Linear("residual", config.width, "vocab", (config.vocab,), bias=False)
+
+    @staticmethod
+    def build(
+        config: ModelConfig, seed: int, device: torch.device | str = "cpu", dtype=torch.float32
+    ) -> "LanguageModel":
+        """A model with initial weights drawn from `seed`, made directly on `device`."""
+        with torch.device("meta"):
+            model = LanguageModel(config)
+        model = model.to(dtype).to_empty(device=device)
+        initialise(model, config, seed)
+        return model
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]."""
+        return self.embedding.weight if self.config.tied else self.head.weight
+
+    def forward(self, batch: Batch, state: State | None = None) -> Output:
+        """Loss over the batch, and the state after it. `state` None starts every row from zero."""
+        x, state = self.hidden(batch, state)
+        weights = batch.weights
+        loss = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
+        return Output(loss, weights.sum(), state)
+
+    @torch.no_grad()
+    def scores(self, batch: Batch, state: State | None = None) -> tuple[Tensor, Tensor, State]:
+        """Per target: nll in nats (fp32 [B, T]), how many logits beat it (int64 [B, T]); and the next state."""
+        x, state = self.hidden(batch, state)
+        nll, rank = linear_scores(x.flatten(0, 1), self._head_for(x), batch.targets.flatten())
+        return nll.view_as(batch.weights), rank.view_as(batch.targets), state
+
+    def _head_for(self, x: Tensor) -> Tensor:
+        """The head in the dtype of x: a no-op unless autocast made x narrower than the weights."""
+        return self.head_weight.to(x.dtype)
+
+    def hidden(self, batch: Batch, state: State | None = None) -> tuple[Tensor, State]:
+        """Normalised features [B, T, D] before the head, and the next state."""
+        rows = Rows(batch.resets, batch.cu_seqlens)
+        return self.features(batch.tokens, batch.positions, rows, state)
+
+    def features(self, tokens: Tensor, positions: Tensor, rows: Rows, state: State | None) -> tuple[Tensor, State]:
+        """tokens, positions int64 [B, T] -> features [B, T, D]. ValueError when T exceeds learned positions."""
+        config = self.config
+        if config.positions == "learned" and tokens.shape[1] > config.context:
+            raise ValueError(
+                f"model: want windows of at most context = {config.context} steps for learned positions, "
+                f"got {tokens.shape[1]}; raise model.context or shorten the window"
+            )
+        x = self.embedding(tokens)
+        if config.embedding_scale:
+            x = x * math.sqrt(config.width)
+        if config.positions == "learned":
+            x = x + self.position(positions)
+        if torch.is_autocast_enabled(x.device.type):  # residual stream in the compute dtype
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if config.positions == "rotary":
+            turned = rotation(positions, config.mixer.head_width, config.mixer.rope_theta)
+            rows = Rows(rows.resets, rows.cu_seqlens, turned)
+        if state is None:
+            state = self.initial_state(tokens.shape[0])
+        layers = []
+        for block, layer in zip(self._blocks(), state.layers, strict=True):
+            x, layer = block(x, rows, layer)
+            layers.append(layer)
+        return self.norm(x).to(x.dtype), State(tuple(layers))  # autocast norms widen; the head GEMM must not
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Features [..., D] -> logits [..., V]."""
+        return x @ self._head_for(x).t()
+
+    def initial_state(self, rows: int, cache: bool = False) -> State:
+        """Zero state for `rows` rows; with `cache`, attention layers keep keys and values (for sampling)."""
+        weight = self.embedding.weight
+        return State(tuple(b.mixer.initial_state(rows, weight.device, weight.dtype, cache) for b in self._blocks()))
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block

@@ -1,0 +1,13 @@
+"""Mixers by kind: each maps the normalised residual stream [B, T, D] to an update of it, with state in and out."""
+
+from hotplate.model.config import ModelConfig
+from hotplate.model.mixers.attention import Attention
+from hotplate.model.mixers.recurrent import LSTM, QuasiLSTM
+
+Mixer = Attention | QuasiLSTM | LSTM
+KINDS: dict[str, type[Mixer]] = {"attention": Attention, "qlstm": QuasiLSTM, "lstm": LSTM}
+
+
+def build(config: ModelConfig) -> Mixer:
+    """The mixer that `config.mixer.kind` names."""
+    return KINDS[config.mixer.kind](config)

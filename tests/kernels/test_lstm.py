@@ -1,0 +1,199 @@
+import pytest
+import torch
+from numerics import assert_bitwise, check, run
+
+from hotplate.kernels.lstm import lstm
+from hotplate.kernels.lstm.op import IMPLS
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+def resets_at(B, T, *places):
+    resets = torch.zeros(B, T, dtype=torch.bool)
+    for row, step in places:
+        resets[row, step] = True
+    return resets
+
+
+def inputs(B, T, H, K, heads, dtype=torch.float32):
+    """gates, recurrent, h0, c0; `heads` is H, or 1 for a shared matrix."""
+    state = torch.promote_types(dtype, torch.float32)
+    return [
+        torch.randn(B, T, 4, H, K).to(dtype),
+        (torch.randn(4, heads, K, K) / K**0.5).to(dtype),
+        torch.randn(B, H, K).to(dtype).to(state),
+        torch.randn(B, H, K, dtype=state),
+    ]
+
+
+PATTERNS = {
+    "none": None,
+    "first": resets_at(2, 4, (0, 0)),
+    "last": resets_at(2, 4, (1, 3)),
+    "consecutive": resets_at(2, 4, (0, 1), (0, 2), (1, 0)),
+}
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_gradients_agree_with_differences(impl, heads, pattern):
+    leaves = [x.requires_grad_() for x in inputs(2, 4, 2, 3, heads, torch.float64)]
+    assert torch.autograd.gradcheck(
+        lambda *leaves: lstm(*leaves, PATTERNS[pattern], forget_offset=0.7, impl=impl), leaves
+    )
+
+
+SHAPES = [(1, 1, 1, 1), (1, 9, 3, 5), (3, 1, 2, 17), (2, 33, 3, 16), (5, 40, 1, 48)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+def test_error_is_within_budget(shape, shared, dtype):
+    B, T, H, K = shape
+    resets = torch.rand(B, T) < 0.1
+
+    def op(impl):
+        return lambda *leaves: lstm(*leaves, resets, forget_offset=1.0, impl=impl)
+
+    check(op("eager"), op("reference"), inputs(B, T, H, K, 1 if shared else H, dtype))
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_one_head_is_torch_lstm(impl):
+    B, T, K, D = 3, 11, 5, 7
+    theirs = torch.nn.LSTM(D, K, batch_first=True).double()
+    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+    h0, c0 = torch.randn(2, B, K, dtype=torch.float64)
+    h, (h_last, c_last) = theirs(x, (h0[None], c0[None]))
+    upstream = torch.randn_like(h)
+    wanted = torch.autograd.grad(h, [x, theirs.weight_hh_l0], upstream)
+
+    bias = theirs.bias_ih_l0 + theirs.bias_hh_l0  # theirs are blocks (i, f, g, o), where g is our z
+    gates = torch.nn.functional.linear(x, theirs.weight_ih_l0, bias).view(B, T, 4, 1, K)
+    recurrent = theirs.weight_hh_l0.view(4, 1, K, K).mT
+    ours, ours_h_last, ours_c_last = lstm(gates, recurrent, h0[:, None], c0[:, None], impl=impl)
+    got = torch.autograd.grad(ours, [x, theirs.weight_hh_l0], upstream[:, :, None])
+    pairs = [(ours[:, :, 0], h), (ours_h_last[:, 0], h_last[0]), (ours_c_last[:, 0], c_last[0])]
+    for mine, other in [*pairs, *zip(got, wanted, strict=True)]:
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_a_shared_matrix_is_the_same_matrix_for_every_head(impl):
+    gates, shared, h0, c0 = inputs(2, 6, 3, 4, 1, torch.float64)
+    results = [lstm(gates, matrix, h0, c0, impl=impl) for matrix in (shared, shared.expand(4, 3, 4, 4).contiguous())]
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-13)
+
+
+def test_extreme_gates_stay_finite():
+    gates, recurrent, _, _ = inputs(1, 3, 2, 4, 2)
+    gates = (1e4 * gates).requires_grad_()
+    h, h_last, c_last = lstm(gates, recurrent)
+    (h.sum() + h_last.sum() + c_last.sum()).backward()
+    assert h.isfinite().all() and c_last.isfinite().all() and gates.grad.isfinite().all()
+
+
+def test_strides_do_not_matter():
+    B, T, H, K = 2, 9, 3, 8
+    gates, recurrent, h0, c0 = inputs(B, T, H, K, H)
+    strided = [
+        torch.empty(K, H, 4, 2 * T, B)[:, :, :, ::2].permute(4, 3, 2, 1, 0).copy_(gates),
+        recurrent.mT.contiguous().mT,
+        h0.transpose(0, 2).contiguous().transpose(0, 2),
+        c0.mT.contiguous().mT,
+    ]
+    resets = (torch.rand(T, B) < 0.3).T
+    upstream = [torch.randn(K, H, T, B).permute(3, 2, 1, 0), torch.randn(H, B, K).transpose(0, 1)]
+
+    def results(leaves):
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        h, h_last, c_last = lstm(*leaves, resets)
+        return h, *torch.autograd.grad([h, h_last, c_last], leaves, [*upstream, upstream[1]])
+
+    for mine, other in zip(results(strided), results([gates, recurrent, h0, c0]), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_runs_repeat_bitwise(dtype):
+    leaves = inputs(4, 20, 2, 32, 2, dtype)
+    upstream = [torch.randn(4, 20, 2, 32), torch.randn(4, 2, 32), torch.randn(4, 2, 32)]
+    runs = [run(lstm, leaves, upstream) for _ in range(2)]
+    for n, (mine, other) in enumerate(zip(*runs, strict=True)):
+        assert_bitwise(f"result {n}", mine, other)
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_packed_documents_are_each_document_alone(impl):
+    lengths, H, K = [1, 17, 1, 12, 5], 2, 32
+    T = sum(lengths)
+    starts = [sum(lengths[:n]) for n in range(len(lengths))]
+    gates, recurrent, h0, c0 = inputs(1, T, H, K, H)
+    upstream = torch.randn(1, T, H, K)
+    packed_leaf = gates.clone().requires_grad_()
+    h, _, _ = lstm(packed_leaf, recurrent, h0, c0, resets_at(1, T, *((0, s) for s in starts)), impl=impl)
+    h.backward(upstream)
+    for start, length in zip(starts, lengths, strict=True):
+        span = slice(start, start + length)
+        leaf = gates[:, span].clone().requires_grad_()
+        alone, _, _ = lstm(leaf, recurrent, impl=impl)
+        alone.backward(upstream[:, span])
+        assert_bitwise("h", h[:, span], alone)
+        assert_bitwise("dgates", packed_leaf.grad[:, span], leaf.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T1", [1, 11, 19])
+def test_a_carried_state_continues_the_run(T1, dtype):
+    gates, recurrent, h0, c0 = inputs(2, 20, 2, 32, 2, dtype)
+    h, h_last, c_last = lstm(gates, recurrent, h0, c0)
+    h1, *state = lstm(gates[:, :T1], recurrent, h0, c0)
+    h2, h2_last, c2_last = lstm(gates[:, T1:], recurrent, *state)
+    assert_bitwise("h", torch.cat([h1, h2], 1), h)
+    assert_bitwise("h_last", h2_last, h_last)
+    assert_bitwise("c_last", c2_last, c_last)
+
+
+def test_inputs_are_left_alone():
+    leaves = [x.requires_grad_() for x in inputs(2, 5, 2, 4, 2)]
+    before = [x.detach().clone() for x in leaves]
+    outputs = lstm(*leaves)
+    upstream = [torch.randn_like(y) for y in outputs]
+    kept = [g.clone() for g in upstream]
+    first = torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+    second = torch.autograd.grad(outputs, leaves, upstream)
+    pairs = [
+        *zip(leaves, before, strict=True),
+        *zip(upstream, kept, strict=True),
+        *zip(first, second, strict=True),
+    ]
+    for n, (mine, other) in enumerate(pairs):
+        assert_bitwise(f"pair {n}", mine.detach(), other)
+
+
+G, R = torch.zeros(2, 3, 4, 2, 5), torch.zeros(4, 2, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lstm(G[:, :, :3], R), r"want gates \[B, T >= 1, 4, H, K\], got \[2, 3, 3, 2, 5\]"),
+        (lambda: lstm(G[:, :0], R), "T >= 1"),
+        (lambda: lstm(G.int(), R), "floating gates"),
+        (lambda: lstm(G, R.int()), "floating recurrent"),
+        (
+            lambda: lstm(G, R[:, :, :4]),
+            r"want recurrent \[4, 2, 5, 5\] or \[4, 1, 5, 5\].*got \[4, 2, 4, 5\]",
+        ),
+        (lambda: lstm(G, R, torch.zeros(2, 5)), r"want h0 None or \[2, 2, 5\] torch.float32"),
+        (lambda: lstm(G, R, None, torch.zeros(2, 2, 5).bfloat16()), "want c0 .*torch.bfloat16"),
+        (lambda: lstm(G, R, None, None, torch.zeros(2, 4).bool()), r"want resets None or bool \[2, 3\]"),
+        (lambda: lstm(G, R, impl="triton"), r"want impl in \['eager', 'reference'\], got 'triton'"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wanted(call, words):
+    with pytest.raises(ValueError, match=f"^lstm: .*{words}"):
+        call()

@@ -1,0 +1,110 @@
+"""The compute budget: what it buys in tokens and steps, and the two meters that say how much of it is spent.
+
+Protocol hours are tokens over the throughput measured before training (Languini Kitchen, section 1.1): only they
+decide when a run ends. Paid hours are the wall clock times the accelerators, and `Goodput` says where they went.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hotplate.train.errors import InputError
+
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PATTERN = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(steps?|tok(?:ens)?|[smhd])")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of compute in one of three units: accelerator seconds, tokens, or steps."""
+
+    unit: Literal["seconds", "tokens", "steps"]
+    amount: float
+
+    @staticmethod
+    def parse(text: str) -> "Budget":
+        """`6h`, `90s`, `20m`, `1d`, `1.2e9tok`, `500steps`. InputError for anything else, or nothing to spend."""
+        match = _PATTERN.fullmatch(text.strip())
+        amount = float(match[1]) if match else 0.0
+        if not match or amount <= 0 or amount == float("inf"):
+            raise InputError(f"--budget {text!r}: want a positive amount like 90s, 20m, 6h, 1d, 1.2e9tok or 500steps")
+        if match[2].startswith("step"):
+            return Budget("steps", amount)
+        if match[2].startswith("tok"):
+            return Budget("tokens", amount)
+        return Budget("seconds", amount * SECONDS[match[2]])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A budget in numbers: fixed when a run starts, stored with it, and never derived twice."""
+
+    steps: int
+    tokens_per_step: int
+    tokens_per_second: float | None  # per accelerator; None when the budget is not in time and none was given
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    def hours(self, tokens: int) -> float | None:
+        """Protocol hours that `tokens` cost."""
+        return None if self.tokens_per_second is None else tokens / self.tokens_per_second / 3600
+
+
+def make_plan(budget: Budget, tokens_per_step: int, tokens_per_second: float | None) -> Plan:
+    """Tokens = throughput * seconds; steps = round(tokens / tokens per step), as the published step counts are.
+
+    InputError when the budget does not buy one step, or is in time and no throughput is known.
+    """
+    if budget.unit == "steps":
+        steps = round(budget.amount)
+    else:
+        if budget.unit == "seconds" and not tokens_per_second:
+            raise InputError("--budget in hours needs a throughput: give --tokens-per-second or let it be measured")
+        tokens = budget.amount if budget.unit == "tokens" else (tokens_per_second or 0.0) * budget.amount
+        steps = round(tokens / tokens_per_step)
+    if steps < 1:
+        raise InputError(
+            f"--budget: {budget.amount:g} {budget.unit} buy less than one step of {tokens_per_step} tokens"
+            f" at {tokens_per_second} tokens/s; raise the budget or lower --batch"
+        )
+    return Plan(steps, tokens_per_step, tokens_per_second)
+
+
+@dataclass
+class Goodput:
+    """Paid seconds by what they bought. Monotonic clock; carried over resumes, so nothing is counted twice."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _phase: str = "start-up"
+    _since: float = field(default_factory=time.monotonic)
+
+    def switch(self, phase: str) -> None:
+        """From now on the clock runs for `phase`."""
+        now = time.monotonic()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """The clock runs for `phase` inside the block, then for what it was before."""
+        before = self._phase
+        self.switch(phase)
+        try:
+            yield
+        finally:
+            self.switch(before)
+
+    @property
+    def paid(self) -> float:
+        """All seconds so far."""
+        return sum(self.seconds.values()) + time.monotonic() - self._since
+
+    def snapshot(self) -> dict[str, float]:
+        """Seconds by phase up to now."""
+        self.switch(self._phase)
+        return dict(self.seconds)

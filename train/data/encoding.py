@@ -1,0 +1,195 @@
+"""Documents to token ids in parallel processes, in order, and into the shards of their splits."""
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from hotplate.train.data.dataset import Manifest, ShardEntry
+from hotplate.train.data.documents import Document
+from hotplate.train.data.shards import Shard, ShardWriter
+from hotplate.train.data.tokenizer import Tokenizer
+from hotplate.train.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+GROUP_BYTES = 1 << 20  # text sent to a worker at a time: far more work than its pickling
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document as ids (uint32, without D) and the size of its text."""
+
+    ids: np.ndarray
+    bytes: int
+    characters: int
+
+
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, workers: int) -> Iterator[Encoded]:
+    """Encode every document, in order, and check that its ids decode to exactly its text.
+
+    At most two groups of about 1 MiB per worker are in memory. `workers` <= 1 works in this process.
+    Raises InputError naming the document that the tokenizer loses text of.
+    """
+    groups = _groups(documents)
+    if workers <= 1:
+        for group in groups:
+            yield from _encode_group(tokenizer, group)
+        return
+    context = multiprocessing.get_context("spawn")  # safe whatever threads or devices this process has
+    opened = (str(tokenizer.path), tokenizer.eod)
+    with ProcessPoolExecutor(workers, context, _exit_with_parent) as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for group in groups:
+                waiting.append(pool.submit(_encode_in_worker, *opened, group))
+                if len(waiting) > 2 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process died: out of memory, or a calling script without "
+                "`if __name__ == '__main__':`; pass --workers 1 to encode in one process"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class SplitWriter:
+    """Writes one split as shards of about `shard_tokens`; a document is never cut between two. A context
+    manager.
+    """
+
+    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, shard_tokens: int):
+        self._folder, self._name, self._tokenizer, self._shard_tokens = folder, name, tokenizer, shard_tokens
+        self._finished: list[ShardEntry] = []
+        self._writer: ShardWriter | None = None
+        self._bytes = self._characters = 0
+
+    def add(self, document: Encoded) -> None:
+        if self._writer is not None and self._writer.tokens + document.ids.size > self._shard_tokens:
+            self._finish_shard(self._writer)
+            self._writer = None
+        if self._writer is None:
+            path = self._folder / f"{self._name}-{len(self._finished):05d}.tokens"
+            tokenizer = self._tokenizer
+            self._writer = ShardWriter(
+                path, vocab=tokenizer.vocab, eod=tokenizer.eod, tokenizer_sha256=tokenizer.fingerprint
+            )
+        self._writer.add(document.ids)
+        self._bytes += document.bytes
+        self._characters += document.characters
+
+    def finish(self) -> list[ShardEntry]:
+        """Complete the last shard and describe all of them."""
+        if self._writer is not None:
+            self._finish_shard(self._writer)
+            self._writer = None
+        return self._finished
+
+    def _finish_shard(self, writer: ShardWriter) -> None:
+        writer.close()
+        shard = Shard.open(writer.path)
+        self._finished.append(
+            ShardEntry(
+                writer.path.name,
+                writer.tokens - 1,
+                writer.documents,
+                self._bytes,
+                self._characters,
+                shard.header_sha256,
+            )
+        )
+        self._bytes = self._characters = 0
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._writer is not None:
+            self._writer.abort()
+
+
+def write_dataset(
+    folder: Path,
+    documents: Iterable[tuple[str, Encoded]],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    source: dict,
+) -> None:
+    """Write (split name, document) pairs as shards, and dataset.json, beside the tokenizer's file in
+    `folder`.
+    """
+    writers: dict[str, SplitWriter] = {}
+    with ExitStack() as stack:
+        for name, document in documents:
+            if name not in writers:
+                writers[name] = stack.enter_context(SplitWriter(folder, name, tokenizer, shard_tokens))
+            writers[name].add(document)
+        splits = {name: writers[name].finish() for name in sorted(writers, key=split_order)}
+    Manifest(
+        tokenizer_file=tokenizer.path.name,
+        tokenizer_sha256=tokenizer.fingerprint,
+        vocab=tokenizer.vocab,
+        eod=tokenizer.eod,
+        source=source,
+        splits=splits,
+    ).write(folder)
+
+
+def split_order(name: str) -> tuple[int, str]:
+    """Sort key of split names: train, validation, test, then the others."""
+    return (SPLITS.index(name) if name in SPLITS else len(SPLITS)), name
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group, size = [], 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _encode_group(tokenizer: Tokenizer, group: list[Document]) -> list[Encoded]:
+    encoded = []
+    for document in group:
+        try:
+            ids = tokenizer.encode_verified(document.text)
+        except InputError as error:
+            raise InputError(f"{document.identifier}: {error}") from error
+        encoded.append(Encoded(ids.astype(np.uint32), len(document.text.encode()), len(document.text)))
+    return encoded
+
+
+def _exit_with_parent() -> None:
+    """End this worker when its parent is killed; the pool's own pipes would keep it waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _open_tokenizer(path: str, eod: int) -> Tokenizer:
+    return Tokenizer.load(path, eod)
+
+
+def _encode_in_worker(path: str, eod: int, group: list[Document]) -> list[Encoded]:
+    return _encode_group(_open_tokenizer(path, eod), group)

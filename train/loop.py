@@ -1,0 +1,175 @@
+"""The training loop: batches in, updates, and at the moments the budget sets, reports, validations and checkpoints."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotplate.model.cost import Cost
+from hotplate.model.state import State
+from hotplate.train.budget import Goodput, Plan
+from hotplate.train.config import TrainConfig
+from hotplate.train.data.loader import Loader
+from hotplate.train.errors import InputError
+from hotplate.train.guard import StopSignal
+from hotplate.train.plan import used_memory_gib
+from hotplate.train.ranks import Ranks
+from hotplate.train.schedule import factor
+from hotplate.train.step import Step, Update
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint must bring back besides tensors of model and optimiser."""
+
+    step: int = 0  # updates done
+    skipped: int = 0  # of these, not applied because their gradients were not finite
+    states: list[State | None] = field(default_factory=list)  # carried state per micro-batch of this rank
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop asks for at its moments; each is a call of one line."""
+
+    report: Callable[[dict[str, Any]], None]
+    validate: Callable[[], Mapping[str, float]]
+    save: Callable[[Progress], None]
+
+
+class Meter:
+    """Sums between two reports, kept on the device: reading them is the loop's only synchronisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # nats, targets, bytes, skipped, norm
+        self.streak = torch.zeros((), device=device)  # non-finite updates in a row
+        self.updates = 0
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside the block is not time between reports."""
+        before = time.monotonic()
+        yield
+        self._began += time.monotonic() - before
+
+    def add(self, update: Update) -> None:
+        norm = torch.where(update.skipped > 0, 0.0, update.norm)
+        kept = [update.loss_sum, update.weight_sum, update.byte_sum, update.skipped, norm]
+        finite = torch.stack(kept).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        self.sums += finite
+        self.streak = (self.streak + 1) * update.skipped
+        self.updates += 1
+
+    def read(self, ranks: Ranks) -> tuple[list[float], float]:
+        """([nats, targets, bytes, skipped updates, mean norm], seconds) over all ranks since the last reading."""
+        sums: Tensor = ranks.sum(self.sums)
+        nats, targets, size, skipped, norm = sums.tolist()
+        applied = max(1.0, self.updates - skipped / ranks.world)
+        seconds = time.monotonic() - self._began
+        self.sums = torch.zeros_like(sums)
+        self.updates, self._began = 0, time.monotonic()
+        return [nats, targets, size, skipped / ranks.world, norm / ranks.world / applied], seconds
+
+
+def due(fraction: float, step: int, steps: int) -> bool:
+    """Whether step `step` (1-based, just done) is the first at or past a multiple of `fraction` of the budget."""
+    if fraction <= 0:
+        return False
+    return int(step / steps / fraction + 1e-9) > int((step - 1) / steps / fraction + 1e-9)
+
+
+def train(
+    config: TrainConfig,
+    plan: Plan,
+    costs: Cost,
+    peak_flops: float | None,
+    step_fn: Step,
+    loader: Loader,
+    progress: Progress,
+    ranks: Ranks,
+    goodput: Goodput,
+    stop: StopSignal,
+    hooks: Hooks,
+) -> bool:
+    """Run updates until the plan is done (True) or a signal asks to stop (False). `progress` is kept current.
+
+    InputError when too many updates in a row were not finite; the last good state has been saved by then.
+    """
+    meter = Meter(ranks.device)
+    waited, saved_at = loader.wait_seconds, time.monotonic()
+    goodput.switch("train")
+    for step, batches in loader:
+        lr = config.optimizer.lr * factor(config.schedule, step, plan.steps)
+        update, progress.states = step_fn(batches, progress.states, lr)
+        meter.add(update)
+        progress.step = step + 1
+        stopping = ranks.any(stop.name is not None)
+        last = progress.step == plan.steps
+        record: dict[str, Any] | None = None
+        if progress.step % config.run.log_steps == 0 or progress.step == 1 or last or stopping:
+            sums, seconds = meter.read(ranks)
+            progress.skipped += round(sums[3])
+            wait, waited = loader.wait_seconds - waited, loader.wait_seconds
+            record = _record(progress, plan, sums, seconds, wait, lr, costs, peak_flops, ranks, goodput)
+            streak = int(meter.streak.item())
+        if due(config.evaluation.every, progress.step, plan.steps) and not last:
+            with goodput.during("evaluate"), meter.paused():
+                record = {**(record or {"step": progress.step}), **hooks.validate()}
+        if record is not None:
+            hooks.report(record)
+            if "loss" in record and streak >= config.optimizer.max_skipped > 0:
+                hooks.save(progress)
+                raise InputError(
+                    f"step {progress.step}: the last {streak} updates had non-finite gradients and were skipped; "
+                    "weights are as they were before; lower --optimizer.lr, raise the warm-up, or check the data"
+                )
+        late = ranks.any(time.monotonic() - saved_at > config.run.checkpoint_seconds)
+        if due(config.run.checkpoint_every, progress.step, plan.steps) or late or last or stopping:
+            with goodput.during("save"), meter.paused():
+                hooks.save(progress)
+            saved_at = time.monotonic()
+        if stopping or last:
+            return last
+    return progress.step >= plan.steps
+
+
+def _record(
+    progress: Progress,
+    plan: Plan,
+    sums: list[float],
+    seconds: float,
+    wait: float,
+    lr: float,
+    costs: Cost,
+    peak_flops: float | None,
+    ranks: Ranks,
+    goodput: Goodput,
+) -> dict[str, Any]:
+    """A flat record of the steps since the last one, in the units its names say."""
+    nats, targets, size, _, norm = sums
+    tokens = progress.step * plan.tokens_per_step
+    speed = targets / seconds
+    each = speed / ranks.world
+    spent, whole = plan.hours(tokens), plan.hours(plan.tokens)
+    return {
+        "step": progress.step,
+        "tokens": tokens,
+        "budget_spent": progress.step / plan.steps,
+        "loss": nats / targets if targets else float("nan"),
+        "bits_per_byte": nats / size / 0.6931471805599453 if size else None,
+        "learning_rate": lr,
+        "gradient_norm": norm,
+        "skipped": progress.skipped,
+        "tokens_per_second": speed,
+        "tokens_per_accelerator_hour": each * 3600,
+        "mfu_causal": None if peak_flops is None else each * costs.training_flops / peak_flops,
+        "data_wait": wait / seconds,
+        "protocol_hours": spent,
+        "budget_hours": whole,
+        "paid_hours": goodput.paid * ranks.world / 3600,
+        "memory_gib": used_memory_gib(ranks.device),
+    }

@@ -1,0 +1,84 @@
+"""One update: forward and backward over the micro-batches, one clipped step, nothing read back to the host."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hotplate.model.batch import Batch
+from hotplate.model.state import State
+from hotplate.train.config import TrainConfig
+from hotplate.train.optimizer import Optimizer
+from hotplate.train.ranks import Ranks
+
+Precision = Literal["fp32", "bf16-autocast", "bf16"]
+
+
+def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
+    """`auto` is bf16 on CUDA and fp32 on CPU, where bf16 is rarely faster."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context that forward passes run in."""
+    if precision == "bf16-autocast":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update was, as fp32 scalars on the device, summed over this rank's micro-batches only."""
+
+    loss_sum: Tensor  # nats
+    weight_sum: Tensor  # targets
+    byte_sum: Tensor  # UTF-8 bytes of the scored targets
+    norm: Tensor  # gradient norm over all ranks, before clipping
+    skipped: Tensor  # 1.0 when the gradients were not finite and nothing was changed
+
+
+class Step:
+    """The update of one rank. Gradient accumulation and data parallelism give the same sums: the loss is a sum, and
+    the total number of targets divides the gradient once, at the end."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, ranks: Ranks, precision: Precision, targets: int
+    ) -> None:
+        """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile."""
+        self.model = model
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.precision = precision
+        self.targets = targets
+
+    def __call__(
+        self, batches: Sequence[Batch], states: list[State | None], lr: float
+    ) -> tuple[Update, list[State | None]]:
+        """`states` holds the carried state of each micro-batch's rows, or None to start from zero."""
+        sums = torch.zeros(3, device=self.ranks.device)
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with self._sync(last), autocast(self.precision, self.ranks.device):
+                output = self.model(batch, states[index])
+                (output.loss_sum * (1.0 / self.targets)).backward()
+            self.optimizer.gather()
+            if batch.slots is not None:
+                states[index] = output.state.detach()
+            byte_sum = batch.target_bytes.sum()
+            sums += torch.stack([output.loss_sum.detach().float(), output.weight_sum.float(), byte_sum.float()])
+        # Data parallelism averages the ranks' gradients: times world is their sum.
+        weights = self.ranks.sum(sums[1].clone())
+        scale = self.targets * self.ranks.world / weights
+        norm, skipped = self.optimizer.step(lr, scale)
+        return Update(sums[0], sums[1], sums[2], norm, skipped), states
+
+    def _sync(self, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged once per update, in the last backward pass."""
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
