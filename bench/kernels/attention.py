@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hotplate.bench.harness import Case
-from hotplate.bench.providers import Operands, both, forward, in_float64
+from hotplate.bench.providers import Op, Operands, both, forward, in_float64
 from hotplate.kernels.attention import attention
 from hotplate.kernels.attention.reference import visible
 
@@ -19,8 +19,8 @@ def masked_torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     """One fused call that computes every score, masked or not."""
     B, T, H, _ = q.shape
     mask = visible(B, T, T, cu_seqlens, q.device)[:, None]
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=k.shape[2] != H)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != H)
     return out.transpose(1, 2)
 
 
@@ -52,7 +52,7 @@ def _case(way: str, shape: tuple[int, int, int, int, int], N: int, device: str, 
         cu_seqlens = torch.arange(0, B * T + 1, T // N, dtype=torch.int32, device=device)
         return Operands([q, k, v, cu_seqlens], torch.randn(B, T, H, K, device=device).to(dtype))
 
-    ops = {
+    ops: dict[str, Op] = {
         "eager": attention,
         "reference": lambda *arguments: attention(*arguments, impl="reference"),
         "torch attention, whole mask": masked_torch,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hotplate.bench.harness import Case
-from hotplate.bench.providers import Operands, both, forward, in_float64
+from hotplate.bench.providers import Op, Operands, both, forward, in_float64
 from hotplate.kernels.cross_entropy import linear_cross_entropy
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -40,7 +40,7 @@ def _case(way: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype
         weight = (torch.randn(V, D, device=device) / D**0.5).to(dtype).requires_grad_()
         return Operands([x, weight, torch.randint(V, (N,), device=device)], torch.ones((), device=device))
 
-    ops = {
+    ops: dict[str, Op] = {
         "eager": linear_cross_entropy,
         "reference": lambda *arguments: linear_cross_entropy(*arguments, impl="reference"),
         "F.cross_entropy": all_logits,

@@ -1,7 +1,8 @@
 """Output projection and loss by chunks of rows; the gradient is made while the logits are at hand.
 
 Letters: N targets, D width, V vocabulary, C rows of a chunk.
-The logits of a chunk are the only tensor with a V beside the weight, its gradient and their 32-bit forms.
+A chunk's logits and probabilities are the only tensors with a V beside the weight, its gradient and their wide
+forms; their memory is taken once and used by every chunk.
 """
 
 from collections.abc import Iterator
@@ -27,16 +28,16 @@ class _Products:
         self.operand = weight.dtype if self.mixed else self.wide
         self.weight = weight.detach().to(self.operand)
 
-    def _mm(self, left: Tensor, right: Tensor) -> Tensor:
+    def _mm(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         if self.mixed:
-            return torch.mm(left.to(self.operand), right.to(self.operand), out_dtype=self.wide)
-        return torch.mm(left, right)
+            return torch.mm(left.to(self.operand), right.to(self.operand), out_dtype=self.wide, out=out)
+        return torch.mm(left, right, out=out)
 
-    def logits(self, x: Tensor) -> Tensor:
-        return self._mm(x, self.weight.T)
+    def logits(self, x: Tensor, out: Tensor) -> Tensor:
+        return self._mm(x, self.weight.T, out)
 
-    def dx(self, dlogits: Tensor) -> Tensor:
-        return self._mm(dlogits, self.weight)
+    def dx(self, dlogits: Tensor, out: Tensor) -> Tensor:
+        return self._mm(dlogits, self.weight, out)
 
     def add_dweight(self, total: Tensor, dlogits: Tensor, x: Tensor) -> None:
         if self.mixed:
@@ -45,8 +46,11 @@ class _Products:
             total.addmm_(dlogits.T, x)
 
 
-def _chunks(N: int, V: int, dtype: torch.dtype, chunk_bytes: int) -> Iterator[slice]:
-    rows = max(1, chunk_bytes // (V * dtype.itemsize))
+def _chunk_rows(N: int, V: int, dtype: torch.dtype, chunk_bytes: int) -> int:
+    return max(1, min(N, chunk_bytes // (V * dtype.itemsize)))
+
+
+def _chunks(N: int, rows: int) -> Iterator[slice]:
     return (slice(first, min(first + rows, N)) for first in range(0, N, rows))
 
 
@@ -63,29 +67,36 @@ def _forward(
     products = _Products(weight)
     wide, N, V = products.wide, x.shape[0], weight.shape[0]
     nll = x.new_empty(N, dtype=wide)
-    dx = torch.empty_like(x, dtype=wide) if needs[0] else None
-    dweight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
-    for rows in _chunks(N, V, wide, chunk_bytes):
+    dx = torch.empty_like(x, dtype=wide, memory_format=torch.contiguous_format) if needs[0] else None
+    dweight = torch.zeros_like(weight, dtype=wide, memory_format=torch.contiguous_format) if needs[1] else None
+    C = _chunk_rows(N, V, wide, chunk_bytes)
+    all_logits, all_p = x.new_empty(2, C, V, dtype=wide).unbind(0)
+    for rows in _chunks(N, C):
+        size = rows.stop - rows.start
         target = targets[rows, None]
         x_rows = x[rows].detach().to(products.operand)
-        scale_rows = None if weights is None else weights[rows, None].to(wide)
-        if scale_rows is not None:
-            x_rows = x_rows.masked_fill(scale_rows == 0, 0)  # 0 * nan is nan: an unscored row is not looked at
-        logits = products.logits(x_rows)
+        row_weights = None if weights is None else weights[rows, None].to(wide)
+        if row_weights is not None:
+            x_rows = x_rows.masked_fill(row_weights == 0, 0)  # 0 * nan is nan: an unscored row is not looked at
+        logits = products.logits(x_rows, all_logits[:size])
         if logit_scale != 1:
             logits *= logit_scale
-        of_target = logits.gather(1, target)
-        top = logits.amax(1, keepdim=True)
-        logits.sub_(top).exp_()
-        total = logits.sum(1, keepdim=True)
-        torch.sub(total.log() + top, of_target, out=nll[rows, None])
+        p = torch.softmax(logits, 1, out=all_p[:size])
+        # log sum exp from the largest p, which is at least 1 / V: one pass of exponentials serves loss and gradient.
+        log_total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
+        torch.sub(log_total, logits.gather(1, target), out=nll[rows, None])
         if dx is None and dweight is None:
             continue
-        factor = logit_scale / total if scale_rows is None else scale_rows * logit_scale / total
-        dlogits = logits.mul_(factor)
-        dlogits.scatter_add_(1, target, -(factor * total))
+        dlogits = p
+        if row_weights is None:
+            dlogits.scatter_add_(1, target, dlogits.new_full((), -1).expand_as(target))
+            if logit_scale != 1:
+                dlogits *= logit_scale
+        else:
+            dlogits *= row_weights * logit_scale
+            dlogits.scatter_add_(1, target, row_weights * -logit_scale)
         if dx is not None:
-            dx[rows] = products.dx(dlogits)
+            products.dx(dlogits, dx[rows])
         if dweight is not None:
             products.add_dweight(dweight, dlogits, x_rows)
     return (nll if weights is None else nll.mul_(weights)).sum(), dx, dweight
@@ -134,8 +145,10 @@ def linear_scores(
     products = _Products(weight)
     N, V = x.shape[0], weight.shape[0]
     nll, rank = x.new_empty(N, dtype=products.wide), targets.new_empty(N)
-    for rows in _chunks(N, V, products.wide, chunk_bytes):
-        logits = products.logits(x[rows].to(products.operand)).mul_(logit_scale)
+    C = _chunk_rows(N, V, products.wide, chunk_bytes)
+    buffer = x.new_empty(C, V, dtype=products.wide)
+    for rows in _chunks(N, C):
+        logits = products.logits(x[rows].to(products.operand), buffer[: rows.stop - rows.start]).mul_(logit_scale)
         of_target = logits.gather(1, targets[rows, None])
         nll[rows] = torch.logsumexp(logits, 1) - of_target[:, 0]
         rank[rows] = (logits > of_target).sum(1)

@@ -75,7 +75,7 @@ def _forward(
     hs, cs = h.unbind(0), c.unbind(0)
     for t in range(T):
         h_before, c_before = hs[t], cs[t]
-        if resetting[t]:
+        if keep is not None and resetting[t]:
             h_before = torch.mul(h_before, keep[t], out=kept_h)
             c_before = torch.mul(c_before, keep[t], out=kept_c)
         _add_product(products[t], h_before.view(R, -1, K), matrix)
