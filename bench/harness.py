@@ -23,6 +23,7 @@ Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
 MIN_ROUNDS = 5  # fewer have no 20th and 80th percentile worth the name
+RATE_TRIES = 30  # the best of them: a neighbour on the machine must not lower the rate
 CASE_SECONDS = 20.0  # after this long a case makes do with MIN_ROUNDS
 CACHE_FLUSH_BYTES = 256 << 20  # larger than the last-level cache of any GPU this runs on
 
@@ -146,7 +147,7 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
 
     def best_seconds(call: Callable[[], object]) -> float:
         times = []
-        for _ in range(8):
+        for _ in range(RATE_TRIES):
             if large:
                 torch.cuda.synchronize()
             begin = time.perf_counter()

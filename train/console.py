@@ -48,7 +48,10 @@ def hours(value: float, total: float) -> str:
 def progress_line(record: Mapping[str, Any], plan: Plan) -> str:
     """One report of a run, from the record that goes into metrics.jsonl."""
     step, tokens = record["step"], record["tokens"]
-    parts = [f"step {step}/{plan.steps} {step / plan.steps:.1%}", f"loss {record['loss']:.3f}"]
+    parts = [
+        f"step {step}/{plan.steps} {step / plan.steps:.1%}",
+        f"loss {'nan' if record['loss'] is None else format(record['loss'], '.3f')}",
+    ]
     if record["bits_per_byte"] is not None:
         parts.append(f"{record['bits_per_byte']:.3f} bit/byte")
     speed = record["tokens_per_second"]

@@ -111,14 +111,15 @@ def train(
         last = progress.step == plan.steps
         record: dict[str, Any] | None = None
         if progress.step % config.run.log_steps == 0 or progress.step == 1 or last or stopping:
+            updates = meter.updates
             sums, seconds = meter.read(ranks)
             progress.skipped += round(sums[3])
             wait, waited = loader.wait_seconds - waited, loader.wait_seconds
-            record = _record(progress, plan, sums, seconds, wait, lr, costs, peak_flops, ranks, goodput)
+            record = _record(progress, plan, updates, sums, seconds, wait, lr, costs, peak_flops, ranks, goodput)
             streak = int(meter.streak.item())
         if due(config.evaluation.every, progress.step, plan.steps) and not last:
             with goodput.during("evaluate"), meter.paused():
-                record = {**(record or {"step": progress.step}), **hooks.validate()}
+                record = {**(record or _position(progress, plan)), **hooks.validate()}
         if record is not None:
             hooks.report(record)
             if "loss" in record and streak >= config.optimizer.max_skipped > 0:
@@ -137,9 +138,22 @@ def train(
     return progress.step >= plan.steps
 
 
+def _position(progress: Progress, plan: Plan) -> dict[str, Any]:
+    """Where in the budget a record stands."""
+    tokens = progress.step * plan.tokens_per_step
+    return {
+        "step": progress.step,
+        "tokens": tokens,
+        "budget_spent": progress.step / plan.steps,
+        "protocol_hours": plan.hours(tokens),
+        "budget_hours": plan.hours(plan.tokens),
+    }
+
+
 def _record(
     progress: Progress,
     plan: Plan,
+    updates: int,
     sums: list[float],
     seconds: float,
     wait: float,
@@ -151,15 +165,11 @@ def _record(
 ) -> dict[str, Any]:
     """A flat record of the steps since the last one, in the units its names say."""
     nats, targets, size, _, norm = sums
-    tokens = progress.step * plan.tokens_per_step
-    speed = targets / seconds
+    speed = updates * plan.tokens_per_step / seconds
     each = speed / ranks.world
-    spent, whole = plan.hours(tokens), plan.hours(plan.tokens)
     return {
-        "step": progress.step,
-        "tokens": tokens,
-        "budget_spent": progress.step / plan.steps,
-        "loss": nats / targets if targets else float("nan"),
+        **_position(progress, plan),
+        "loss": nats / targets if targets else None,  # nothing finite was scored
         "bits_per_byte": nats / size / 0.6931471805599453 if size else None,
         "learning_rate": lr,
         "gradient_norm": norm,
@@ -168,8 +178,6 @@ def _record(
         "tokens_per_accelerator_hour": each * 3600,
         "mfu_causal": None if peak_flops is None else each * costs.training_flops / peak_flops,
         "data_wait": wait / seconds,
-        "protocol_hours": spent,
-        "budget_hours": whole,
         "paid_hours": goodput.paid * ranks.world / 3600,
         "memory_gib": used_memory_gib(ranks.device),
     }

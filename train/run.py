@@ -86,6 +86,11 @@ def build_source(config: TrainConfig, dataset: Dataset) -> PackedSource | Stream
             f"set --model.vocab {dataset.vocab} or prepare the data with a smaller vocabulary"
         )
     split, data, lengths = dataset.split("train"), config.data, dataset.tokenizer.byte_lengths()
+    if config.model.positions == "learned" and data.window > config.model.context:
+        raise InputError(
+            f"--data.window {data.window} exceeds --model.context {config.model.context}, the learned positions; "
+            "raise the context or shorten the window"
+        )
     shape = {"rows": config.batch, "window": data.window, "vocab": dataset.vocab}
     if data.mode == "packed":
         return PackedSource(split, seed=config.seed, byte_lengths=lengths, **shape)
@@ -149,6 +154,7 @@ class Session:
             folder,
             goodput,
         )
+        torch.manual_seed(config.seed)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.model = LanguageModel.build(config.model, config.seed, ranks.device, dtype)
         self.optimizer = Optimizer(self.model, config.optimizer)

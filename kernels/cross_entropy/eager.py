@@ -1,8 +1,8 @@
 """Output projection and loss by chunks of rows; the gradient is made while the logits are at hand.
 
 Letters: N targets, D width, V vocabulary, C rows of a chunk.
-A chunk's logits and probabilities are the only tensors with a V beside the weight, its gradient and their wide
-forms; their memory is taken once and used by every chunk.
+A chunk's logits are the only tensor with a V beside the weight, its gradient and their wide forms. They become
+exponentials and then their gradient in place, and every chunk uses the same memory.
 """
 
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def _forward(
     dx = torch.empty_like(x, dtype=wide, memory_format=torch.contiguous_format) if needs[0] else None
     dweight = torch.zeros_like(weight, dtype=wide, memory_format=torch.contiguous_format) if needs[1] else None
     C = _chunk_rows(N, V, wide, chunk_bytes)
-    all_logits, all_p = x.new_empty(2, C, V, dtype=wide).unbind(0)
+    buffer = x.new_empty(C, V, dtype=wide)
     for rows in _chunks(N, C):
         size = rows.stop - rows.start
         target = targets[rows, None]
@@ -78,23 +78,18 @@ def _forward(
         row_weights = None if weights is None else weights[rows, None].to(wide)
         if row_weights is not None:
             x_rows = x_rows.masked_fill(row_weights == 0, 0)  # 0 * nan is nan: an unscored row is not looked at
-        logits = products.logits(x_rows, all_logits[:size])
+        logits = products.logits(x_rows, buffer[:size])
         if logit_scale != 1:
             logits *= logit_scale
-        p = torch.softmax(logits, 1, out=all_p[:size])
-        # log sum exp from the largest p, which is at least 1 / V: one pass of exponentials serves loss and gradient.
-        log_total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
-        torch.sub(log_total, logits.gather(1, target), out=nll[rows, None])
+        top = logits.amax(1, keepdim=True)
+        below_top = top - logits.gather(1, target)
+        total = logits.sub_(top).exp_().sum(1, keepdim=True)
+        torch.add(below_top, total.log(), out=nll[rows, None])
         if dx is None and dweight is None:
             continue
-        dlogits = p
-        if row_weights is None:
-            dlogits.scatter_add_(1, target, dlogits.new_full((), -1).expand_as(target))
-            if logit_scale != 1:
-                dlogits *= logit_scale
-        else:
-            dlogits *= row_weights * logit_scale
-            dlogits.scatter_add_(1, target, row_weights * -logit_scale)
+        factor = logit_scale / total if row_weights is None else row_weights * logit_scale / total
+        dlogits = logits.mul_(factor)
+        dlogits.scatter_add_(1, target, -(factor * total))
         if dx is not None:
             products.dx(dlogits, dx[rows])
         if dweight is not None:

@@ -5,48 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tiny import ROOT, TINY, invented_text
 
 from hotplate.train.data.prepare import PrepareConfig, prepare
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "decoder-nano",
-    "--model.layers=2",
-    "--model.width=32",
-    "--model.ffn=64",
-    "--model.mixer.heads=2",
-    "--model.mixer.head-width=16",
-    "--model.vocab=2048",
-    "--data.window=32",
-    "--batch=8",
-    "--device=cpu",
-    "--threads=1",
-    "--evaluation.tokens=512",
-    "--evaluation.sample-tokens=8",
-    "--run.log-steps=1",
-]
-
-
-def invented_text(words: int, seed: int) -> str:
-    """Sentences over a skewed vocabulary in which each word narrows the next: something to learn."""
-    random = np.random.default_rng(seed)
-    letters = np.random.default_rng(0).choice(list("etaoinshrdlu"), (600, 6))
-    vocabulary = ["".join(row[: 2 + i % 5]) for i, row in enumerate(letters)]
-    chosen, word = [], 0
-    for number in range(words):
-        word = (word * 7 + int(random.zipf(1.6))) % len(vocabulary)
-        chosen.append(vocabulary[word] + (".\n" if number % 13 == 12 else ""))
-    return " ".join(chosen)
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a few dozen text files."""
     folder = tmp_path_factory.mktemp("corpus")
-    for number in range(60):
-        (folder / f"{number:03d}.txt").write_text(invented_text(60 + 37 * (number % 9), number), encoding="utf-8")
+    for number in range(120):
+        (folder / f"{number:03d}.txt").write_text(invented_text(60 + 25 * (number % 9), number), encoding="utf-8")
     return folder
 
 
@@ -60,7 +30,7 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hotplate(tmp_path: Path):
-    """A function (*arguments, ranks=1, expect=0) that runs `train/main.py` in a process and returns (output, errors)."""
+    """A function (*arguments, ranks=1, expect=0) that runs `train/main.py` in a process: (output, errors)."""
 
     def run(*arguments: str, ranks: int = 1, expect: int = 0, environment: dict[str, str] | None = None):
         python = [sys.executable]

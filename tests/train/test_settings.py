@@ -33,7 +33,9 @@ def test_every_field_has_a_place_in_the_help_and_configs_stay_small() -> None:
 
 def test_files_extend_presets_and_flags_override_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('extends = "gpt-mini"\nbatch = 32\n[optimizer]\nlr = 1\n[model.mixer]\nheads = 4\n', encoding="utf-8")
+    path.write_text(
+        'extends = "gpt-mini"\nbatch = 32\n[optimizer]\nlr = 1\n[model.mixer]\nheads = 4\n', encoding="utf-8"
+    )
     config = load_preset(str(path))
     assert config.batch == 32 and config.optimizer.lr == 1.0
     assert config.model == dataclasses.replace(

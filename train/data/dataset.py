@@ -54,9 +54,7 @@ class Manifest:
         return hashlib.sha256(json.dumps([content, shards], sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(
-            json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -70,10 +68,7 @@ class Manifest:
                 raise InputError(
                     f"{path}: version {content.get('version')}, this hotplate reads {VERSION}; prepare again"
                 )
-            splits = {
-                name: [ShardEntry(**entry) for entry in entries]
-                for name, entries in content["splits"].items()
-            }
+            splits = {name: [ShardEntry(**entry) for entry in entries] for name, entries in content["splits"].items()}
             manifest = cls(**{**content, "splits": splits})
         except OSError as error:
             raise InputError(f"{path}: cannot read the dataset: {error.strerror}") from error
@@ -186,18 +181,14 @@ class Dataset:
         splits = {}
         for name, entries in manifest.splits.items():
             if not entries:
-                raise InputError(
-                    f"{folder / MANIFEST}: split {name!r} lists no shards; prepare the data again"
-                )
+                raise InputError(f"{folder / MANIFEST}: split {name!r} lists no shards; prepare the data again")
             shards = [Shard.open(folder / entry.file, verify) for entry in entries]
             for entry, shard in zip(entries, shards, strict=True):
                 _check_belongs(folder, manifest, tokenizer, entry, shard)
             sizes = (sum(entry.bytes for entry in entries), sum(entry.characters for entry in entries))
             splits[name] = Split(name, shards, *sizes)
         if tokenizer.fingerprint != manifest.tokenizer_sha256 or tokenizer.vocab != manifest.vocab:
-            headers = sorted(
-                {shard.header.tokenizer_sha256 for split in splits.values() for shard in split.shards}
-            )
+            headers = sorted({shard.header.tokenizer_sha256 for split in splits.values() for shard in split.shards})
             raise InputError(
                 f"{folder}: the tokenizer does not belong to this dataset: {manifest.tokenizer_file} has "
                 "SHA-256 "
@@ -231,9 +222,7 @@ def _target_counts(split: Split) -> np.ndarray:
     return counts
 
 
-def _check_belongs(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer, entry: ShardEntry, shard: Shard
-) -> None:
+def _check_belongs(folder: Path, manifest: Manifest, tokenizer: Tokenizer, entry: ShardEntry, shard: Shard) -> None:
     header = shard.header
     if header.tokenizer_sha256 != manifest.tokenizer_sha256:
         raise InputError(
@@ -250,6 +239,4 @@ def _check_belongs(
     }
     for fact, (want, got) in facts.items():
         if want != got:
-            raise InputError(
-                f"{shard.path}: {fact} {got}, but {folder / MANIFEST} says {want}; prepare the data again"
-            )
+            raise InputError(f"{shard.path}: {fact} {got}, but {folder / MANIFEST} says {want}; prepare the data again")

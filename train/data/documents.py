@@ -125,9 +125,7 @@ class FolderSource:
                     self._reject(f"{path}, line {number}: invalid UTF-8 at byte {error.start}", skipped)
                     continue
                 except json.JSONDecodeError as error:
-                    self._reject(
-                        f"{path}, line {number}: invalid JSON: {error.msg} at column {error.colno}", skipped
-                    )
+                    self._reject(f"{path}, line {number}: invalid JSON: {error.msg} at column {error.colno}", skipped)
                     continue
                 text = self._text_of(record, f"{path}, line {number}", skipped)
                 if text is not None:
@@ -138,9 +136,7 @@ class FolderSource:
             import pyarrow
             import pyarrow.parquet
         except ImportError as error:
-            raise InputError(
-                f"{path}: reading .parquet needs pyarrow: pip install 'hotplate[parquet]'"
-            ) from error
+            raise InputError(f"{path}: reading .parquet needs pyarrow: pip install 'hotplate[parquet]'") from error
         try:
             file = pyarrow.parquet.ParquetFile(path)
             if self.text_field not in file.schema_arrow.names:
@@ -160,9 +156,7 @@ class FolderSource:
         text = record.get(self.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            self._reject(
-                f"{where}: no text in field {self.text_field!r}; choose --text-field from {fields}", skipped
-            )
+            self._reject(f"{where}: no text in field {self.text_field!r}; choose --text-field from {fields}", skipped)
             return None
         if not _is_encodable(text):
             self._reject(f"{where}: the text holds a lone surrogate", skipped)

@@ -106,9 +106,7 @@ def _import(config: ImportConfig, kind: str, documents: Iterable[TokenDocument])
             shutil.copyfile(given.path, copy)
             tokenizer = Tokenizer.load(copy, given.eod)
             source = {"imported": kind, "path": config.source}
-            write_dataset(
-                partial, _labelled(config, tokenizer, documents), tokenizer, config.shard_tokens, source
-            )
+            write_dataset(partial, _labelled(config, tokenizer, documents), tokenizer, config.shard_tokens, source)
     return Dataset.open(folder, "header")
 
 
@@ -143,14 +141,11 @@ def _split_by_hash(config: ImportConfig, identifier: str) -> str:
 def _file_list(path: Path) -> Iterator[tuple[str, int]]:
     entries = _load_npy(path)
     if entries.ndim != 2 or entries.shape[1] != 2 or entries.dtype.kind != "U":
-        raise InputError(
-            f"{path}: want a file list, strings of shape [N, 2], got {entries.dtype} {entries.shape}"
-        )
+        raise InputError(f"{path}: want a file list, strings of shape [N, 2], got {entries.dtype} {entries.shape}")
     for number, (name, length) in enumerate(entries.tolist()):
         if Path(name).is_absolute() or ".." in Path(name).parts or not length.isdecimal():
             raise InputError(
-                f"{path}, entry {number}: want a path inside the folder and a length, got {name!r}, "
-                f"{length!r}"
+                f"{path}, entry {number}: want a path inside the folder and a length, got {name!r}, {length!r}"
             )
         yield name, int(length)
 
@@ -179,15 +174,10 @@ def _bin_documents(config: ImportConfig, separator: int, open_file) -> Iterator[
         raise InputError(f"{source}: no .bin files there")
     for path in files:
         ids = open_file(path)
-        ends = [
-            start + np.flatnonzero(ids[start : start + SCAN] == separator)
-            for start in range(0, len(ids), SCAN)
-        ]
+        ends = [start + np.flatnonzero(ids[start : start + SCAN] == separator) for start in range(0, len(ids), SCAN)]
         edges = np.concatenate([[-1], *ends, [len(ids)]])
         for number, (left, right) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)):
-            yield TokenDocument(
-                f"{path.name}:{number}", _split_by_name(path), ids[left + 1 : right], path, left + 1
-            )
+            yield TokenDocument(f"{path.name}:{number}", _split_by_name(path), ids[left + 1 : right], path, left + 1)
 
 
 def _split_by_name(path: Path) -> str | None:
@@ -207,15 +197,11 @@ def _map_nanogpt(path: Path) -> np.ndarray:
 def _map_llmc(path: Path) -> np.ndarray:
     raw = np.fromfile(path, "<i4", 256)
     if len(raw) < 256:
-        raise InputError(
-            f"{path}: truncated: want a header of {LLMC_HEADER_BYTES} bytes, got {path.stat().st_size}"
-        )
+        raise InputError(f"{path}: truncated: want a header of {LLMC_HEADER_BYTES} bytes, got {path.stat().st_size}")
     magic, version, count = raw[:3].tolist()
     if (magic, version) not in LLMC_FORMATS:
         known = " or ".join(f"{m} version {v}" for m, v in LLMC_FORMATS)
-        raise InputError(
-            f"{path}: not an llm.c token file: want magic {known}, got {magic} version {version}"
-        )
+        raise InputError(f"{path}: not an llm.c token file: want magic {known}, got {magic} version {version}")
     dtype = LLMC_FORMATS[magic, version]
     want, got = LLMC_HEADER_BYTES + count * dtype.itemsize, path.stat().st_size
     if count < 1 or want != got:

@@ -32,9 +32,7 @@ class Loader:
         depth: int = 2,
     ):
         if micro_batches < 1 or len(rows) % micro_batches or not len(rows):
-            raise ValueError(
-                f"Loader: want micro_batches that divide the {len(rows)} rows, got {micro_batches}"
-            )
+            raise ValueError(f"Loader: want micro_batches that divide the {len(rows)} rows, got {micro_batches}")
         self._source, self._device = source, torch.device(device)
         size = len(rows) // micro_batches
         self._parts = [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -134,9 +134,7 @@ def _whole_windows(begins: np.ndarray, count: np.ndarray, window: int) -> np.nda
     return np.repeat(begins, count) + number * window
 
 
-def _end_to_end(
-    begins: np.ndarray, sizes: np.ndarray, window: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _end_to_end(begins: np.ndarray, sizes: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Begins, sizes and rows of the parts of pieces laid end to end and cut at every multiple of `window`."""
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0

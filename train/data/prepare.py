@@ -60,13 +60,10 @@ class PrepareConfig:
 
     def __post_init__(self):
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
-            raise InputError(
-                f"--validation {self.validation} and --test {self.test} must be >= 0 and sum to below 1"
-            )
+            raise InputError(f"--validation {self.validation} and --test {self.test} must be >= 0 and sum to below 1")
         if self.shard_tokens < 1 or self.tokenizer_bytes < 1:
             raise InputError(
-                f"--shard-tokens {self.shard_tokens} and --tokenizer-bytes {self.tokenizer_bytes} must be "
-                ">= 1"
+                f"--shard-tokens {self.shard_tokens} and --tokenizer-bytes {self.tokenizer_bytes} must be >= 1"
             )
 
 
@@ -128,9 +125,7 @@ def open_data(name_or_path: str, vocab: int = 16_384, verify: Verify = "full") -
     if (path / MANIFEST).is_file():
         return Dataset.open(path, verify)
     if not path.exists():
-        raise InputError(
-            f"no dataset {name_or_path!r}: neither a built-in corpus ({', '.join(CORPORA)}) nor a folder"
-        )
+        raise InputError(f"no dataset {name_or_path!r}: neither a built-in corpus ({', '.join(CORPORA)}) nor a folder")
     if path.is_file() and path.name.endswith(SUFFIXES) or path.is_dir() and any(FolderSource(path).found()):
         raise InputError(
             f"{path} holds text, not a prepared dataset; first run: "
@@ -194,8 +189,7 @@ def _survey(source, seed: int) -> Survey:
         sizes.append(len(document.text.encode()))
     if not sizes:
         raise InputError(
-            f"{source.describe()}: no text in it: {skipped.empty} empty and {skipped.invalid} invalid "
-            "documents"
+            f"{source.describe()}: no text in it: {skipped.empty} empty and {skipped.invalid} invalid documents"
         )
     return Survey(hashes, sizes, skipped)
 
@@ -204,9 +198,7 @@ def _reread(source, survey: Survey, seed: int) -> Iterator[Document]:
     read = 0
     for document in source.read(Skipped()):
         if read == len(survey.hashes) or _hash(document, seed) != survey.hashes[read]:
-            raise InputError(
-                f"{document.identifier}: the source changed while it was being prepared; run it again"
-            )
+            raise InputError(f"{document.identifier}: the source changed while it was being prepared; run it again")
         read += 1
         yield document
     if read < len(survey.hashes):
@@ -231,9 +223,7 @@ def _tokenizer_for(config, source, survey: Survey, split_of: list[str], folder: 
 
 
 def _hash(document: Document, seed: int) -> bytes:
-    return hashlib.blake2b(
-        document.identifier.encode(), digest_size=8, key=seed.to_bytes(8, "little")
-    ).digest()
+    return hashlib.blake2b(document.identifier.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
 
 
 def _with_progress(documents: Iterator[Encoded], total_bytes: int) -> Iterator[Encoded]:
@@ -248,6 +238,4 @@ def _with_progress(documents: Iterator[Encoded], total_bytes: int) -> Iterator[E
             progress.update(task, completed=done)
             if not console.is_terminal and time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
-                print(
-                    f"encoding: {done / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB", file=sys.stderr, flush=True
-                )
+                print(f"encoding: {done / 1e6:,.0f} of {total_bytes / 1e6:,.0f} MB", file=sys.stderr, flush=True)

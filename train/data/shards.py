@@ -73,13 +73,9 @@ class ShardHeader:
         if version == int.from_bytes(VERSION.to_bytes(4, "big"), "little"):
             raise InputError(f"{path}: written big-endian; shards are little-endian, prepare the data again")
         if version != VERSION:
-            raise InputError(
-                f"{path}: shard version {version}, this hotplate reads {VERSION}; prepare it again"
-            )
+            raise InputError(f"{path}: shard version {version}, this hotplate reads {VERSION}; prepare it again")
         if crc != zlib.crc32(raw[:-4]):
-            raise InputError(
-                f"{path}: damaged header: CRC-32 {zlib.crc32(raw[:-4]):#010x}, recorded {crc:#010x}"
-            )
+            raise InputError(f"{path}: damaged header: CRC-32 {zlib.crc32(raw[:-4]):#010x}, recorded {crc:#010x}")
         if size != HEADER.size or width != _width(vocab) or eod >= vocab or tokens < documents + 1:
             raise InputError(
                 f"{path}: contradictory header: {size=} (want {HEADER.size}), {width=}, {vocab=}, {eod=}, "
@@ -148,9 +144,7 @@ class Shard:
             index = _hash_of(file, 8 * (header.documents + 1))
         for part, want, got in (("body", header.body_sha256, body), ("index", header.index_sha256, index)):
             if want != got:
-                raise InputError(
-                    f"{self.path}: damaged {part}: SHA-256 {got}, recorded {want}; prepare the data again"
-                )
+                raise InputError(f"{self.path}: damaged {part}: SHA-256 {got}, recorded {want}; prepare the data again")
         for start in range(0, header.tokens, CHUNK):
             check_ids(self.body[start : start + CHUNK], header.vocab, self.path, start)
         if not (self.body[self.offsets] == header.eod).all():
@@ -164,9 +158,7 @@ def check_ids(ids: np.ndarray, vocab: int, path: Path, start: int) -> None:
     """InputError with file, offset and id unless all are below `vocab`; `start` is the offset of `ids[0]`."""
     if ids.size and ids.max() >= vocab:
         at = int((ids >= vocab).argmax())
-        raise InputError(
-            f"{path}: id {int(ids[at])} at offset {start + at} is outside the vocabulary of {vocab:,}"
-        )
+        raise InputError(f"{path}: id {int(ids[at])} at offset {start + at} is outside the vocabulary of {vocab:,}")
 
 
 class ShardWriter:

@@ -23,9 +23,7 @@ class PackedSource:
     the boundaries that a row may need.
     """
 
-    def __init__(
-        self, split: Split, *, rows: int, window: int, seed: int, byte_lengths: np.ndarray, vocab: int
-    ):
+    def __init__(self, split: Split, *, rows: int, window: int, seed: int, byte_lengths: np.ndarray, vocab: int):
         if vocab != split.vocab:
             raise InputError(f"the model has {vocab:,} ids, split {split.name!r} has {split.vocab:,}")
         check_enough(split, rows, window)

@@ -74,9 +74,7 @@ class Tokenizer:
         except InputError:
             raise
         except Exception as error:  # both libraries raise bare Exception or RuntimeError for a bad file
-            raise InputError(
-                f"{path}: neither a SentencePiece model nor a tokenizers JSON file: {error}"
-            ) from error
+            raise InputError(f"{path}: neither a SentencePiece model nor a tokenizers JSON file: {error}") from error
         loaded = cls(path, content, model, table, _find_eod(model, eod, len(table), path))
         loaded.encode_verified(PROBE)
         return loaded
@@ -133,9 +131,7 @@ class Tokenizer:
                 f"character {error.start} of the text is the lone surrogate {text[error.start]!r}"
             ) from error
         if not self._is_sentencepiece:
-            return self._encode_around_eod(
-                text, lambda part: self._model.encode(part, add_special_tokens=False).ids
-            )
+            return self._encode_around_eod(text, lambda part: self._model.encode(part, add_special_tokens=False).ids)
         if SPACE not in text:
             return self._encode_around_eod(text, self._model.encode)
         # SentencePiece would turn a literal U+2581 into a space; as three byte tokens it survives.
@@ -195,8 +191,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int, path: str | Path) -> Token
         )
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"cannot train a tokenizer of {vocab:,} ids on this text: {error}; give more text or a smaller "
-            "vocab"
+            f"cannot train a tokenizer of {vocab:,} ids on this text: {error}; give more text or a smaller vocab"
         ) from error
     Path(path).write_bytes(model.getvalue())
     return Tokenizer.load(path)
@@ -219,8 +214,7 @@ def _find_eod(model, wanted: str | int | None, vocab: int, path: Path) -> int:
     if wanted is not None and str(wanted).isdecimal() and int(wanted) < vocab:
         return int(wanted)
     raise InputError(
-        f"{path}: no end-of-document symbol {' or '.join(map(str, names))} among its {vocab:,} ids; name "
-        "one with --eod"
+        f"{path}: no end-of-document symbol {' or '.join(map(str, names))} among its {vocab:,} ids; name one with --eod"
     )
 
 

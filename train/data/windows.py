@@ -47,9 +47,7 @@ class WindowSource:
         if carry and last_n != window:
             raise ValueError(f"WindowSource: carried state needs last_n == window = {window}, got {last_n}")
         if carry and batch_rows != streams:
-            raise ValueError(
-                f"WindowSource: carried state needs batch_rows == streams = {streams}, got {batch_rows}"
-            )
+            raise ValueError(f"WindowSource: carried state needs batch_rows == streams = {streams}, got {batch_rows}")
         if not 1 <= streams <= split.tokens:
             raise ValueError(f"WindowSource: want 1 to {split.tokens} streams, got {streams}")
         self.split, self.window, self.last_n, self.batch_rows = split, window, last_n, batch_rows

@@ -13,9 +13,7 @@ def prepared(tmp_path, tokenizer, words):
     for number in range(30):
         (source / f"{number}.txt").write_text(words(200, number))
     out = tmp_path / "out"
-    assert (
-        main(["prepare", "--source", str(source), "--out", str(out), "--tokenizer", str(tokenizer.path)]) == 0
-    )
+    assert main(["prepare", "--source", str(source), "--out", str(out), "--tokenizer", str(tokenizer.path)]) == 0
     return out
 
 

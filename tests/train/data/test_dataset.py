@@ -73,9 +73,7 @@ def test_unigram_nats(make_split, tmp_path):
     test = make_split([[1, 3]], vocab=4)
     train = make_split([[1, 1, 2]], vocab=4)  # targets 1 1 2 0
     (tmp_path / "test").mkdir()
-    shard = write_shard(
-        tmp_path / "test" / "t", [np.array([1, 3])], vocab=4, eod=0, tokenizer_sha256="0" * 64
-    )
+    shard = write_shard(tmp_path / "test" / "t", [np.array([1, 3])], vocab=4, eod=0, tokenizer_sha256="0" * 64)
     test.shards = [shard]  # targets 1 3 0
     want = -(math.log(3 / 8) + math.log(1 / 8) + math.log(2 / 8)) / 3
     assert unigram_nats(train, test) == pytest.approx(want, rel=1e-12)
@@ -122,9 +120,7 @@ def test_not_json_and_missing(folder, tmp_path):
 def test_changed_tokenizer_prints_every_hash(folder):
     dataset = Dataset.open(folder)
     raw = (folder / "tokenizer.model").read_bytes()
-    (folder / "tokenizer.model").write_bytes(
-        raw + b"\xa2\x06\x00"
-    )  # an unknown field: the same model, another hash
+    (folder / "tokenizer.model").write_bytes(raw + b"\xa2\x06\x00")  # an unknown field: the same model, another hash
     changed = Tokenizer.load(folder / "tokenizer.model").fingerprint
     with pytest.raises(InputError, match="does not belong") as caught:
         Dataset.open(folder)
@@ -146,9 +142,7 @@ def test_id_outside_the_vocabulary_names_shard_and_offset(folder):
     raw[192 + 2 * 3 : 192 + 2 * 3 + 2] = (60_000).to_bytes(2, "little")
     path.write_bytes(raw)
     train = Dataset.open(folder, "header").split("train")
-    with pytest.raises(
-        InputError, match=rf"{path.name}: id 60000 at offset 3 is outside the vocabulary of 2,048"
-    ):
+    with pytest.raises(InputError, match=rf"{path.name}: id 60000 at offset 3 is outside the vocabulary of 2,048"):
         train.gather(np.arange(train.tokens))
     with pytest.raises(InputError, match=rf"{path.name}: id 60000 at offset 3 "):
         train.gather_targets(np.arange(train.tokens))

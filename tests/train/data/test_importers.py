@@ -8,9 +8,7 @@ SEPARATOR = 2047
 
 
 def _config(source, tmp_path, tokenizer, **options):
-    return ImportConfig(
-        source=str(source), out=str(tmp_path / "out"), tokenizer=str(tokenizer.path), **options
-    )
+    return ImportConfig(source=str(source), out=str(tmp_path / "out"), tokenizer=str(tokenizer.path), **options)
 
 
 @pytest.fixture
@@ -104,9 +102,7 @@ def test_languini_ids_without_lists(books, tmp_path, tokenizer):
     with pytest.raises(InputError, match=r"03\.npy: negative id -1 at token 1"):
         import_languini(_config(books, tmp_path, tokenizer))
     np.save(books / "files" / "03.npy", np.array([5, 2]))
-    with pytest.raises(
-        InputError, match=r"03\.npy: the end-of-document id 2 is inside a document, at token 1"
-    ):
+    with pytest.raises(InputError, match=r"03\.npy: the end-of-document id 2 is inside a document, at token 1"):
         import_languini(_config(books, tmp_path, tokenizer))
     with pytest.raises(InputError, match=r"no \.npy files there"):
         import_languini(_config(tmp_path / "nowhere", tmp_path, tokenizer))
@@ -133,9 +129,7 @@ def test_nanogpt(tmp_path, tokenizer, texts):
     assert _text(dataset, "train") == texts[:20] and _text(dataset, "validation") == texts[20:]
 
 
-@pytest.mark.parametrize(
-    ("magic", "version", "dtype"), [(20_240_520, 1, np.uint16), (20_240_801, 7, np.uint32)]
-)
+@pytest.mark.parametrize(("magic", "version", "dtype"), [(20_240_520, 1, np.uint16), (20_240_801, 7, np.uint32)])
 def test_llmc(tmp_path, tokenizer, texts, magic, version, dtype):
     path = tmp_path / "tokens.bin"
     _write_llmc(path, _flat(tokenizer, texts, first=True), magic, version, dtype)
@@ -147,10 +141,7 @@ def test_llmc(tmp_path, tokenizer, texts, magic, version, dtype):
 def test_separators_across_search_blocks(tmp_path, tokenizer, texts, monkeypatch):
     monkeypatch.setattr("hotplate.train.data.importers.SCAN", 7)
     _flat(tokenizer, texts, first=False).astype("<u2").tofile(tmp_path / "train.bin")
-    assert (
-        _text(import_nanogpt(_config(tmp_path / "train.bin", tmp_path, tokenizer), SEPARATOR), "train")
-        == texts
-    )
+    assert _text(import_nanogpt(_config(tmp_path / "train.bin", tmp_path, tokenizer), SEPARATOR), "train") == texts
 
 
 def test_nanogpt_faults(tmp_path, tokenizer):

@@ -131,9 +131,7 @@ def test_records(tmp_path, tokenizer, texts, name):
 
 def test_separator_divides_a_file(tmp_path, tokenizer, texts):
     (tmp_path / "all.txt").write_text("\n---\n".join(texts), newline="")
-    with pytest.raises(
-        InputError, match="1 documents are too few for the splits test, train, validation.*--separator"
-    ):
+    with pytest.raises(InputError, match="1 documents are too few for the splits test, train, validation.*--separator"):
         prepare(_config(tmp_path / "all.txt", tmp_path, tokenizer))
     dataset = prepare(_config(tmp_path / "all.txt", tmp_path, tokenizer, separator="\n---\n"))
     assert sorted(sum(_texts(dataset).values(), [])) == sorted(texts)
@@ -311,14 +309,10 @@ def test_open_data(folder, tmp_path, tokenizer, sotu, monkeypatch):
     assert open_data("sotu", 2048).fingerprint == sotu.fingerprint
     out = prepare(_config(folder, tmp_path, tokenizer))
     assert open_data(str(tmp_path / "out")).fingerprint == out.fingerprint
-    with pytest.raises(
-        InputError, match=r"no dataset 'soto': neither a built-in corpus \(sotu, python-stdlib\) nor"
-    ):
+    with pytest.raises(InputError, match=r"no dataset 'soto': neither a built-in corpus \(sotu, python-stdlib\) nor"):
         open_data("soto")
     command = f"hotplate data prepare --source {folder} --out {tmp_path}/text-prepared"
-    with pytest.raises(
-        InputError, match=f"holds text, not a prepared dataset; first run: {re.escape(command)}$"
-    ):
+    with pytest.raises(InputError, match=f"holds text, not a prepared dataset; first run: {re.escape(command)}$"):
         open_data(str(folder))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="nothing: no dataset.json there, and no .txt"):

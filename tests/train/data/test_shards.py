@@ -125,9 +125,7 @@ def test_missing_file_and_unknown_verification(shard, tmp_path):
 @pytest.mark.parametrize("ids", [[1, 100], [1, -1], [1, 2]])
 def test_writer_refuses_ids(tmp_path, ids):
     with (
-        pytest.raises(
-            InputError, match=rf"document 1: id {ids[1]} at token 1 is outside the vocabulary of 100 or"
-        ),
+        pytest.raises(InputError, match=rf"document 1: id {ids[1]} at token 1 is outside the vocabulary of 100 or"),
         ShardWriter(tmp_path / "s", vocab=100, eod=2, tokenizer_sha256="ab" * 32) as writer,
     ):
         writer.add(np.array([5]))

@@ -72,9 +72,7 @@ def test_packed_epoch_visits_every_pair_once(random_split):
 def test_packed_epochs_differ_and_are_counted(random_split):
     source = _packed(random_split(_lengths()), rows=1)
     n = source.plan.rows
-    epochs = [
-        [tuple(source.batch(e * n + r, range(1)).tokens[0].tolist()) for r in range(n)] for e in (0, 1, 2)
-    ]
+    epochs = [[tuple(source.batch(e * n + r, range(1)).tokens[0].tolist()) for r in range(n)] for e in (0, 1, 2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert epochs[0] != epochs[1] != epochs[2]
     assert source.epoch(0) == 0 and source.epoch(n) == 1 and source.epoch(2 * n) == 2
@@ -179,9 +177,7 @@ def _score(source):
 
 
 @pytest.mark.parametrize("documents", ["join", "reset"])
-@pytest.mark.parametrize(
-    ("window", "last_n", "rows"), [(16, 16, 1), (16, 4, 3), (16, 5, 2), (7, 1, 4), (5000, 10, 2)]
-)
+@pytest.mark.parametrize(("window", "last_n", "rows"), [(16, 16, 1), (16, 4, 3), (16, 5, 2), (7, 1, 4), (5000, 10, 2)])
 def test_windows_score_every_target_once_in_order(random_split, documents, window, last_n, rows):
     split = random_split(_lengths(12), shards=2)
     source = WindowSource(split, window, last_n, rows, documents, byte_lengths=BYTES)
@@ -205,9 +201,7 @@ def test_carried_windows_continue_their_streams(random_split, documents, streams
         assert batch.slots.tolist() == list(range(streams))
         for row in range(streams):
             rows[row] += batch.targets[row][batch.weights[row] > 0].tolist()
-            if (
-                documents == "reset"
-            ):  # D is the first input of a document; a window's start alone resets nothing
+            if documents == "reset":  # D is the first input of a document; a window's start alone resets nothing
                 inside = batch.weights[row] > 0
                 assert torch.equal(batch.resets[row][inside], (batch.tokens[row] == 0)[inside])
     assert sum(rows, []) == split.gather(np.arange(split.tokens))[1].tolist()

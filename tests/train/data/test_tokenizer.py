@@ -21,9 +21,7 @@ AWKWARD = [
     "na\u00efve \u6f22\u5b57 \U0001f600 e\u0301 \u200b\u00a0\u2028\ufeff\ufffd",
     "1234567890 3.14",
 ]
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
-    "<D>\u2581 a|\n", max_size=30
-)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("<D>\u2581 a|\n", max_size=30)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +129,7 @@ def test_lossy_tokenizers_are_refused(tmp_path, words):
         Tokenizer.load(tmp_path / "wordpiece.json")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"{}", b'{"version": "1.0", "model": 3}', b"\x0a\xff\xff"]
-)
+@pytest.mark.parametrize("content", [b"", b"garbage", b"{}", b'{"version": "1.0", "model": 3}', b"\x0a\xff\xff"])
 def test_files_that_are_no_tokenizer(tmp_path, content):
     (tmp_path / "bad.model").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.model: "):
