@@ -23,17 +23,17 @@ def block_matrix(gates: Tensor) -> Tensor:
     wide = gates.float()
     i, f, o = (torch.sigmoid(wide[:, :, n]) for n in (0, 1, 3))
     u = i * torch.tanh(wide[:, :, 2])
-    B, T, D = u.shape
+    B, _, D = u.shape
     L = BLOCK_STEPS
     row, column = torch.arange(L, device=u.device)[:, None], torch.arange(L + 1, device=u.device)
     after, beyond = column > row, column > row + 1
     c, states = u.new_zeros(B, D), []
-    for first in range(0, T, L):
-        forgets = torch.nn.functional.pad(f[:, first : first + L].transpose(1, 2), (0, 1), value=1.0)
+    for f_block, u_block in zip(f.split(L, 1), u.split(L, 1), strict=True):
+        forgets = torch.nn.functional.pad(f_block.transpose(1, 2), (0, 1), value=1.0)
         tiled = forgets[:, :, None].expand(B, D, L, L + 1).masked_fill(after, 1.0)
         sums = torch.log(tiled + 1e-8).flip(-1).cumsum(-1).flip(-1)
         matrix = (torch.exp(sums) - 1e-8).masked_fill(beyond, 0.0)
-        vector = torch.cat([c[:, None], u[:, first : first + L]], 1)
+        vector = torch.cat([c[:, None], u_block], 1)
         block = torch.einsum("bdkj,bjd->bkd", matrix, vector)
         states.append(block)
         c = block[:, -1]
@@ -43,8 +43,8 @@ def block_matrix(gates: Tensor) -> Tensor:
 def step_loop(gates: Tensor) -> Tensor:
     """h [B, T, D] as one would write the cell: every activation inside the loop, gradients by autograd."""
     c, h = gates.new_zeros(gates.shape[0], gates.shape[3], dtype=torch.float32), []
-    for t in range(gates.shape[1]):
-        i, f, z, o = gates[:, t].float().unbind(1)
+    for pre in gates.unbind(1):  # indexing gates[:, t] instead would make the backward quadratic in T
+        i, f, z, o = pre.float().unbind(1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         h.append((torch.sigmoid(o) * torch.tanh(c)).to(gates.dtype))
     return torch.stack(h, 1)

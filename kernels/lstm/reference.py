@@ -21,17 +21,16 @@ def lstm(
     receives, and it is the whole difference between a 16-bit and a 32-bit run of the same numbers.
     """
     wide = torch.promote_types(gates.dtype, torch.float32)
-    B, T, _, H, K = gates.shape
-    pre_x = gates.to(wide)
+    B, _, _, H, K = gates.shape
     matrix = recurrent.to(gates.dtype).to(wide).expand(4, H, K, K)
     c = gates.new_zeros(B, H, K, dtype=wide) if c0 is None else c0
     h = gates.new_zeros(B, H, K) if h0 is None else h0.to(gates.dtype)
     rows = []
-    for t in range(T):
+    for t, pre_t in enumerate(gates.to(wide).unbind(1)):
         if resets is not None:
             keep = ~resets[:, t, None, None]
             h, c = h.where(keep, 0), c.where(keep, 0)
-        i, f, z, o = (pre_x[:, t] + torch.einsum("bhk,ghkj->bghj", h.to(wide), matrix)).unbind(1)
+        i, f, z, o = (pre_t + torch.einsum("bhk,ghkj->bghj", h.to(wide), matrix)).unbind(1)
         c = torch.sigmoid(f + forget_offset) * c + torch.sigmoid(i) * torch.tanh(z)
         h_wide = torch.sigmoid(o) * torch.tanh(c)
         h = h_wide.to(gates.dtype)

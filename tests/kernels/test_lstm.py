@@ -88,6 +88,16 @@ def test_a_shared_matrix_is_the_same_matrix_for_every_head(impl):
         torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_a_wide_matrix_is_rounded_to_the_dtype_of_the_gates(impl):
+    gates, _, h0, c0 = inputs(2, 6, 2, 8, 2, torch.bfloat16)
+    wide = torch.randn(4, 2, 8, 8, requires_grad=True)
+    h, _, _ = lstm(gates, wide, h0, c0, impl=impl)
+    assert_bitwise("h", h, lstm(gates, wide.bfloat16(), h0, c0, impl=impl)[0])
+    h.sum().backward()
+    assert wide.grad.dtype == torch.float32
+
+
 def test_extreme_gates_stay_finite():
     gates, recurrent, _, _ = inputs(1, 3, 2, 4, 2)
     gates = (1e4 * gates).requires_grad_()
