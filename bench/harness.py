@@ -6,7 +6,6 @@ Rounds interleave the providers, so that a slow minute of the machine falls on a
 
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotplate.bench.machine import machine_record
+from hotplate.train.environment import environment
 
 Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
@@ -214,20 +213,6 @@ def measure(case: Case, rounds: int) -> list[Row]:
     return rows
 
 
-def git_commit() -> str | None:
-    """The checkout's commit, marked `+` where files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def result_path(folder: Path, record: Mapping[str, object]) -> Path:
     """<folder>/<machine>-<date>.json"""
     words = "".join(c if c.isalnum() else " " for c in str(record["name"])).lower().split()
@@ -242,6 +227,5 @@ def write_json(path: Path, rows: Iterable[Row], record: Mapping[str, object]) ->
 
 
 def record(device: str) -> dict[str, object]:
-    """The machine, the commit and the rates behind the floors."""
-    rates = asdict(measured_rates(device, torch.float32))
-    return {**machine_record(device), "git_commit": git_commit(), "rates_float32": rates}
+    """The machine, the revision and the rates behind the floors."""
+    return {**environment(torch.device(device)), "rates_float32": asdict(measured_rates(device, torch.float32))}

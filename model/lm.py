@@ -63,15 +63,22 @@ class LanguageModel(nn.Module):
         """Loss over the batch, and the state after it. `state` None starts every row from zero."""
         x, state = self.hidden(batch, state)
         weights = batch.weights
-        loss = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
+        with self._own_precision(x):
+            loss = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
         return Output(loss, weights.sum(), state)
 
     @torch.no_grad()
     def scores(self, batch: Batch, state: State | None = None) -> tuple[Tensor, Tensor, State]:
         """Per target: nll in nats (fp32 [B, T]), how many logits beat it (int64 [B, T]); and the next state."""
         x, state = self.hidden(batch, state)
-        nll, rank = linear_scores(x.flatten(0, 1), self._head_for(x), batch.targets.flatten())
+        with self._own_precision(x):
+            nll, rank = linear_scores(x.flatten(0, 1), self._head_for(x), batch.targets.flatten())
         return nll.view_as(batch.weights), rank.view_as(batch.targets), state
+
+    @staticmethod
+    def _own_precision(x: Tensor) -> torch.autocast:
+        """The loss chooses its own precisions: autocast inside it would round the logits."""
+        return torch.autocast(x.device.type, enabled=False)
 
     def _head_for(self, x: Tensor) -> Tensor:
         """The head in the dtype of x: a no-op unless autocast made x narrower than the weights."""

@@ -1,13 +1,9 @@
 """Fixtures that every test sees: one seed, and memory that shows when it is read before it is written."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))  # so that tests share numerics.py; pytest's importlib mode adds no path
 
 
 @pytest.fixture(autouse=True, scope="session")

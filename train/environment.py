@@ -1,5 +1,6 @@
 """Where and with what a run was made: written beside its results."""
 
+import datetime
 import os
 import platform
 import subprocess
@@ -53,11 +54,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": device.type,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "versions": versions,
         "revision": git_revision(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

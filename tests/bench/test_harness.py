@@ -7,7 +7,7 @@ import torch
 from hotplate.bench import harness, kernels
 from hotplate.bench.commands.bench import main, table
 from hotplate.bench.harness import Case, Rates, Row, WrongResult, checked, error, floor_ms, measure
-from hotplate.bench.machine import machine_record
+from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 
 FIELDS = {
@@ -104,8 +104,8 @@ def test_rates_are_measured_once():
 
 
 def test_the_machine_is_named():
-    record = machine_record("cpu")
-    assert record["name"] and record["cores"] >= 1 and record["torch"] == torch.__version__
+    record = environment(torch.device("cpu"))
+    assert record["name"] and record["cores"] >= 1 and record["versions"]["torch"] == torch.__version__
     assert harness.result_path(harness.Path("r"), {"name": "AMD EPYC (x)", "date": "2026-01-02T03"}).name == (
         "amd-epyc-x-2026-01-02.json"
     )
@@ -115,7 +115,7 @@ def test_the_command_writes_what_it_shows(tmp_path, capsys):
     path = tmp_path / "deep" / "rows.json"
     assert main(["newton_schulz", "--quick", "--json", str(path)]) == 0
     body = json.loads(path.read_text())
-    assert {"name", "cores", "torch", "triton", "python", "git_commit", "date"} <= set(body["machine"])
+    assert {"name", "cores", "threads", "python", "versions", "revision", "date"} <= set(body["machine"])
     assert {row["provider"] for row in body["rows"]} == {"eager", "reference"}
     assert all(set(row) >= FIELDS for row in body["rows"])
     assert "newton_schulz" in capsys.readouterr().out
