@@ -7,7 +7,7 @@ decide when a run ends. Paid hours are the wall clock times the accelerators, an
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -82,6 +82,11 @@ class Goodput:
     seconds: dict[str, float] = field(default_factory=dict)
     _phase: str = "start-up"
     _since: float = field(default_factory=time.monotonic)
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Count what a run paid before it was resumed."""
+        for phase, seconds in earlier.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def switch(self, phase: str) -> None:
         """From now on the clock runs for `phase`."""

@@ -22,6 +22,16 @@ from hotplate.train.schedule import factor
 from hotplate.train.step import Step, Update
 
 
+@dataclass(frozen=True)
+class Course:
+    """What is fixed before the first update."""
+
+    config: TrainConfig
+    plan: Plan
+    costs: Cost
+    peak_flops: float | None  # of the device; None when it is not known
+
+
 @dataclass
 class Progress:
     """Where a run stands: all that a checkpoint must bring back besides tensors of model and optimiser."""
@@ -83,10 +93,7 @@ def due(fraction: float, step: int, steps: int) -> bool:
 
 
 def train(
-    config: TrainConfig,
-    plan: Plan,
-    costs: Cost,
-    peak_flops: float | None,
+    course: Course,
     step_fn: Step,
     loader: Loader,
     progress: Progress,
@@ -99,6 +106,7 @@ def train(
 
     InputError when too many updates in a row were not finite; the last good state has been saved by then.
     """
+    config, plan = course.config, course.plan
     meter = Meter(ranks.device)
     waited, saved_at = loader.wait_seconds, time.monotonic()
     goodput.switch("train")
@@ -107,7 +115,7 @@ def train(
         update, progress.states = step_fn(batches, progress.states, lr)
         meter.add(update)
         progress.step = step + 1
-        stopping = ranks.any(stop.name is not None)
+        stopping, late = ranks.any(stop.name is not None, time.monotonic() - saved_at > config.run.checkpoint_seconds)
         last = progress.step == plan.steps
         record: dict[str, Any] | None = None
         if progress.step % config.run.log_steps == 0 or progress.step == 1 or last or stopping:
@@ -115,7 +123,7 @@ def train(
             sums, seconds = meter.read(ranks)
             progress.skipped += round(sums[3])
             wait, waited = loader.wait_seconds - waited, loader.wait_seconds
-            record = _record(progress, plan, updates, sums, seconds, wait, lr, costs, peak_flops, ranks, goodput)
+            record = _record(course, progress, updates, sums, seconds, wait, lr, ranks, goodput)
             streak = int(meter.streak.item())
         if due(config.evaluation.every, progress.step, plan.steps) and not last:
             with goodput.during("evaluate"), meter.paused():
@@ -128,7 +136,6 @@ def train(
                     f"step {progress.step}: the last {streak} updates had non-finite gradients and were skipped; "
                     "weights are as they were before; lower --optimizer.lr, raise the warm-up, or check the data"
                 )
-        late = ranks.any(time.monotonic() - saved_at > config.run.checkpoint_seconds)
         if due(config.run.checkpoint_every, progress.step, plan.steps) or late or last or stopping:
             with goodput.during("save"), meter.paused():
                 hooks.save(progress)
@@ -151,24 +158,22 @@ def _position(progress: Progress, plan: Plan) -> dict[str, Any]:
 
 
 def _record(
+    course: Course,
     progress: Progress,
-    plan: Plan,
     updates: int,
     sums: list[float],
     seconds: float,
     wait: float,
     lr: float,
-    costs: Cost,
-    peak_flops: float | None,
     ranks: Ranks,
     goodput: Goodput,
 ) -> dict[str, Any]:
     """A flat record of the steps since the last one, in the units its names say."""
     nats, targets, size, _, norm = sums
-    speed = updates * plan.tokens_per_step / seconds
+    speed = updates * course.plan.tokens_per_step / seconds
     each = speed / ranks.world
     return {
-        **_position(progress, plan),
+        **_position(progress, course.plan),
         "loss": nats / targets if targets else None,  # nothing finite was scored
         "bits_per_byte": nats / size / 0.6931471805599453 if size else None,
         "learning_rate": lr,
@@ -176,7 +181,7 @@ def _record(
         "skipped": progress.skipped,
         "tokens_per_second": speed,
         "tokens_per_accelerator_hour": each * 3600,
-        "mfu_causal": None if peak_flops is None else each * costs.training_flops / peak_flops,
+        "mfu_causal": None if course.peak_flops is None else each * course.costs.training_flops / course.peak_flops,
         "data_wait": wait / seconds,
         "paid_hours": goodput.paid * ranks.world / 3600,
         "memory_gib": used_memory_gib(ranks.device),

@@ -21,6 +21,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    control: dist.ProcessGroup | None = None  # between CPUs: asking it never waits for a GPU
 
     @property
     def main(self) -> bool:
@@ -33,13 +34,13 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says yes: the same answer on all of them."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Per flag, whether any rank says yes: the same answers on all of them."""
         if self.world == 1:
-            return flag
-        votes = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(votes)
-        return bool(votes.item())
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, group=self.control)
+        return [bool(vote) for vote in votes.tolist()]
 
     def share(self, value: object) -> object:
         """The main rank's JSON-like value, on every rank."""
@@ -89,7 +90,8 @@ def start(config: TrainConfig) -> Ranks:
     if world > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=INIT_TIMEOUT)
-    return Ranks(rank, world, device)
+    control = dist.new_group(backend="gloo", timeout=INIT_TIMEOUT) if world > 1 and device.type == "cuda" else None
+    return Ranks(rank, world, device, control)
 
 
 def _device(config: TrainConfig, local: int) -> torch.device:

@@ -27,7 +27,7 @@ from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 from hotplate.train.evaluate.perplexity import evaluate_split
 from hotplate.train.guard import RunLock, StopSignal
-from hotplate.train.loop import Hooks, Progress, train
+from hotplate.train.loop import Course, Hooks, Progress, train
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.plan import Layout, check_disk, describe, lay_out, plan_run
 from hotplate.train.ranks import Ranks, start
@@ -70,7 +70,7 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
                 plan = plan_run(config, ranks, precision, layout)
         else:
             plan = _resumed_plan(saved, config, dataset, ranks, precision, layout)
-            goodput.seconds.update(saved.trainer["paid_seconds"])
+            goodput.add(saved.trainer["paid_seconds"])
         session = Session(config, preset, ranks, precision, layout, plan, dataset, folder, goodput)
         return session.train(source, saved)
     finally:
@@ -168,7 +168,8 @@ class Session:
         if ranks.main:
             self._open_folder(saved)
         step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, self.plan.tokens_per_step)
-        peak = device_peak_flops(ranks.device)
+        costs = cost(config.model, config.data.window)
+        course = Course(config, self.plan, costs, device_peak_flops(ranks.device))
         hooks = Hooks(report=self._report, validate=self._validate, save=self._save)
         loader = Loader(
             source,
@@ -180,10 +181,7 @@ class Session:
         done = progress.step >= self.plan.steps
         try:
             with loader:
-                costs = cost(config.model, config.data.window)
-                done = done or train(
-                    config, self.plan, costs, peak, step, loader, progress, ranks, self.goodput, stop, hooks
-                )
+                done = done or train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
             if done:
                 finish(
                     self.model,

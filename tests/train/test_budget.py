@@ -66,8 +66,10 @@ def test_a_budget_below_one_step_or_without_throughput_is_refused() -> None:
 
 def test_goodput_accounts_for_every_second_once() -> None:
     began = time.monotonic()
-    meter = Goodput(seconds={"train": 100.0})
+    meter = Goodput()
     meter.switch("train")
+    meter.add({"train": 60.0})
+    meter.add({"train": 40.0})
     time.sleep(0.05)
     with meter.during("save"):
         time.sleep(0.03)
