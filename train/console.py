@@ -10,6 +10,8 @@ from rich.table import Table
 
 from hotplate.train.budget import Plan
 
+FILE_WIDTH = 110  # of tables in files and pipes
+
 
 def say(text: str) -> None:
     """A line on the standard output, at once."""
@@ -78,7 +80,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         made.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         made.add_row(*row)
-    Console().print(made)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(made)
 
 
 def plot_loss(records: Sequence[Mapping[str, Any]], path: Path, unigram_nats: float, title: str) -> None:

@@ -125,7 +125,7 @@ def train(
             wait, waited = loader.wait_seconds - waited, loader.wait_seconds
             record = _record(course, progress, updates, sums, seconds, wait, lr, ranks, goodput)
             streak = int(meter.streak.item())
-        if due(config.evaluation.every, progress.step, plan.steps) and not last:
+        if due(config.evaluation.every, progress.step, plan.steps):
             with goodput.during("evaluate"), meter.paused():
                 record = {**(record or _position(progress, plan)), **hooks.validate()}
         if record is not None:

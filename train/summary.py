@@ -15,7 +15,7 @@ from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset, unigram_nats
 from hotplate.train.evaluate.perplexity import Metrics, evaluate_split
 from hotplate.train.ranks import Ranks
-from hotplate.train.sinks import Sinks, read_records
+from hotplate.train.sinks import read_records
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
 
@@ -28,7 +28,6 @@ def finish(
     ranks: Ranks,
     goodput: Goodput,
     folder: Path,
-    sinks: Sinks,
 ) -> None:
     """Evaluate the splits the config names, sample, plot, and write summary.json; the main rank alone does it."""
     goodput.switch("evaluate")
@@ -41,17 +40,6 @@ def finish(
         resets = data.mode == "packed" or data.document_resets
         found[split] = evaluate_split(model, dataset, split, window=data.window, rows=evaluation.rows, resets=resets)
         unigram[split] = unigram_nats(dataset.split("train"), dataset.split(split))
-    if "validation" in found:
-        last = found["validation"]
-        sinks.write(
-            {
-                "step": plan.steps,
-                "tokens": plan.tokens,
-                "protocol_hours": plan.hours(plan.tokens),
-                "validation_loss": last.loss,
-                "validation_normalised_perplexity": last.normalised_perplexity,
-            }
-        )
     goodput.switch("sample")
     text = sample(model, dataset, evaluation.sample_tokens, config.seed) if evaluation.sample_tokens else ""
     (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
@@ -120,26 +108,15 @@ def _show(summary: dict[str, Any], found: dict[str, Metrics], unigram: dict[str,
             f"{metrics.perplexity:.1f}",
             f"{metrics.bits_per_byte:.3f}",
             f"{metrics.normalised_perplexity:.4f}",
-            f"{metrics.normalised_perplexity_characters:.4f}",
             f"{_unigram(metrics, unigram[name]):.4f}",
+            f"{metrics.normalised_perplexity_characters:.4f}",
             f"{metrics.top1 / metrics.targets:.1%}",
             f"{metrics.top10 / metrics.targets:.1%}",
         ]
         for name, metrics in found.items()
     ]
-    columns = [
-        "split",
-        "targets",
-        "loss",
-        "ppl",
-        "bit/byte",
-        "nppl/byte",
-        "nppl/char",
-        "unigram nppl/byte",
-        "top-1",
-        "top-10",
-    ]
-    console.table("held-out text", columns, rows)
+    columns = ["split", "targets", "loss", "ppl", "bit/byte", "nppl/byte", "unigram", "nppl/char", "top-1", "top-10"]
+    console.table("held-out text (nppl: normalised perplexity; unigram: its value for a unigram model)", columns, rows)
     paid = summary["paid_seconds"]
     protocol = summary["protocol_hours"]
     spent = [["protocol", "" if protocol is None else console.duration(protocol * 3600), ""]]
