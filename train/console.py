@@ -91,14 +91,16 @@ def plot_loss(records: Sequence[Mapping[str, Any]], path: Path, unigram_nats: fl
     from matplotlib import pyplot
 
     timed = all(record.get("protocol_hours") is not None for record in records)
-    axis = "protocol_hours" if timed else "tokens"
+    axis, unit, label = ("protocol_hours", 1.0, "accelerator hours (protocol)") if timed else ("tokens", 1.0, "tokens")
+    if timed and records and records[-1][axis] < 1:
+        unit, label = 60.0, "accelerator minutes (protocol)"
     figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=120)
-    for key, label, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):
-        points = [(record[axis], record[key]) for record in records if record.get(key) is not None]
+    for key, name, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):
+        points = [(record[axis] * unit, record[key]) for record in records if record.get(key) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+            axes.plot(*zip(*points, strict=True), style, label=name, markersize=4, linewidth=1.2)
     axes.axhline(unigram_nats, color="grey", linestyle=":", linewidth=1, label="unigram model")
-    axes.set_xlabel("accelerator hours (protocol)" if timed else "tokens")
+    axes.set_xlabel(label)
     axes.set_ylabel("loss, nats per token")
     axes.set_title(title)
     axes.grid(alpha=0.3)
