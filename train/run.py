@@ -183,16 +183,7 @@ class Session:
             with loader:
                 done = done or train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
             if done:
-                finish(
-                    self.model,
-                    self.dataset,
-                    config,
-                    self.plan,
-                    ranks,
-                    self.goodput,
-                    self.folder,
-                    self.records,
-                )
+                finish(self.model, self.dataset, config, self.plan, ranks, self.goodput, self.folder)
             elif ranks.main:
                 note = {"signal": stop.name, "step": progress.step}
                 (self.folder / PREEMPTED).write_text(json.dumps(note) + "\n", encoding="utf-8")
