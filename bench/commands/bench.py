@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from hotplate.bench import kernels
+from hotplate.bench import registry
 from hotplate.bench.harness import Row, WrongResult, measure, record, result_path, write_json
 from hotplate.train.errors import InputError
 
@@ -57,7 +57,7 @@ def table(rows: list[Row]) -> Table:
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 1 when a provider computes something else than its case asks for."""
     options = tyro.cli(Options, args=arguments, prog="hotplate bench")
-    known = kernels.names()
+    known = registry.names()
     unknown = sorted(set(options.names) - set(known))
     if unknown:
         raise InputError(f"bench: no benchmark called {', '.join(unknown)}; known: {', '.join(known)}")
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     rows: list[Row] = []
     try:
         for name in options.names or known:
-            for case in kernels.cases(name, options.device, options.quick):
+            for case in registry.cases(name, options.device, options.quick):
                 rows += measure(case, QUICK_ROUNDS if options.quick else ROUNDS)
     except WrongResult as wrong:
         print(f"bench: {wrong}", file=sys.stderr)

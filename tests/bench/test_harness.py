@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from hotplate.bench import harness, kernels
+from hotplate.bench import harness, registry
 from hotplate.bench.commands.bench import main, table
 from hotplate.bench.harness import Case, Rates, Row, WrongResult, checked, error, floor_ms, measure
 from hotplate.train.environment import environment
@@ -122,7 +122,7 @@ def test_the_command_writes_what_it_shows(tmp_path, capsys):
 
 
 def test_the_command_fails_when_a_provider_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "cases", lambda *_: [toy(wrong=lambda x: [x])])
+    monkeypatch.setattr(registry, "cases", lambda *_: [toy(wrong=lambda x: [x])])
     assert main(["qlstm", "--quick"]) == 1
     assert "not timed" in capsys.readouterr().err
 
@@ -138,12 +138,12 @@ def test_the_command_asks_for_no_gpu_that_is_not_there():
         main(["qlstm", "--device", "cuda"])
 
 
-@pytest.mark.parametrize("name", kernels.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_every_small_case_computes_what_it_says(name):
-    cases = kernels.cases(name, "cpu", quick=True)
+    cases = registry.cases(name, "cpu", quick=True)
     assert cases
     for case in cases:
-        assert next(iter(case.providers)) == "eager"
+        assert next(iter(case.providers)) == ("hotplate" if name == "step" else "eager")
         checked(case)
 
 

@@ -5,11 +5,11 @@ from functools import cache
 import pytest
 import torch
 
-from hotplate.bench import kernels
+from hotplate.bench import registry
 from hotplate.bench.harness import Case, Inputs, checked
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASES = [case for name in kernels.names() for case in kernels.cases(name, DEVICE, quick=False)]
+CASES = [case for name in registry.names() for case in registry.cases(name, DEVICE, quick=False)]
 PAIRS = [(case, provider) for case in CASES for provider in case.providers]
 
 
