@@ -51,6 +51,11 @@ class Optimizer:
             fused=True,
         )
 
+    @property
+    def narrow(self) -> bool:
+        """Whether any weight is narrower than its fp32 master."""
+        return bool(self._narrow)
+
     def gather(self) -> None:
         """Add the gradients of narrow weights into the fp32 masters and clear them: after each micro-batch."""
         for name in self._narrow:

@@ -43,13 +43,17 @@ def lay_out(config: TrainConfig, ranks: Ranks) -> Layout:
     return Layout(range(ranks.rank * local, (ranks.rank + 1) * local), local // micro)
 
 
-def plan_run(config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout) -> Plan:
-    """Steps and tokens of the run; measures the throughput when the budget is in time and none was given."""
+def plan_run(
+    config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout, *, always_measure: bool = False
+) -> Plan:
+    """Steps and tokens of the run; measures the throughput when the budget is in time (or `always_measure`) and none
+    was given."""
     budget = Budget.parse(config.budget)
     speed = config.tokens_per_second
-    if speed is None and budget.unit == "seconds":
+    if speed is None and (always_measure or budget.unit == "seconds"):
         shortest, longest = MEASURE_SECONDS
-        seconds = min(max(MEASURE_SHARE * budget.amount / ranks.world, shortest), longest)
+        share = MEASURE_SHARE * budget.amount / ranks.world if budget.unit == "seconds" else shortest
+        seconds = min(max(share, shortest), longest)
         found = measure(
             config.model,
             config.optimizer,

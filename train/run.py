@@ -54,12 +54,14 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
     folder = Path(config.run.folder or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(str(ranks.share(str(folder))))
     with goodput.during("data"):
-        dataset = open_data(config.data.source, vocab=config.model.vocab, verify=config.data.verify)
+        verify = config.data.verify if ranks.main else "header"  # one rank's hashing is enough
+        dataset = open_data(config.data.source, vocab=config.model.vocab, verify=verify)
         source = build_source(config, dataset)
     if config.dry_run:
-        plan = plan_run(config, ranks, precision, layout)
+        plan = plan_run(config, ranks, precision, layout, always_measure=True)
         if ranks.main:
-            console.say("\n".join(describe(config, ranks, precision, layout, plan, folder)))
+            lines = describe(config, ranks, precision, layout, plan, folder)
+            console.say("\n".join([*lines, describe_data(source, plan)]))
         return 0
     lock = RunLock(folder) if ranks.main else None
     try:
@@ -95,6 +97,16 @@ def build_source(config: TrainConfig, dataset: Dataset) -> PackedSource | Stream
     if data.mode == "packed":
         return PackedSource(split, seed=config.seed, byte_lengths=lengths, **shape)
     return StreamSource(split, resets=data.document_resets, byte_lengths=lengths, **shape)
+
+
+def describe_data(source: PackedSource | StreamSource, plan: Plan) -> str:
+    """How much text there is, how full its rows are, and how often the budget reads it."""
+    split = source.split
+    kind = "packed" if isinstance(source, PackedSource) else "stream"
+    return (
+        f"data        {split.documents:,} training documents, {split.tokens:,} tokens; "
+        f"{kind} rows {source.fill:.2%} full; the budget reads it {source.epoch(plan.steps):.2f} times"
+    )
 
 
 def _find_checkpoint(config: TrainConfig, folder: Path, ranks: Ranks) -> Checkpoint | None:
@@ -166,7 +178,7 @@ class Session:
         progress = self._restore(saved)
         stop = StopSignal()
         if ranks.main:
-            self._open_folder(saved)
+            self._open_folder(saved, source)
         step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, self.plan.tokens_per_step)
         costs = cost(config.model, config.data.window)
         course = Course(config, self.plan, costs, device_peak_flops(ranks.device))
@@ -196,7 +208,7 @@ class Session:
             self.records.close()
         return 0
 
-    def _open_folder(self, saved: Checkpoint | None) -> None:
+    def _open_folder(self, saved: Checkpoint | None, source: PackedSource | StreamSource) -> None:
         """Write what the run is, open its sinks, and say where it is."""
         table = {"preset": self.preset, **to_table(self.config)}
         (self.folder / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
@@ -213,7 +225,7 @@ class Session:
             sinks.append(TensorBoard(self.folder) if name == "tensorboard" else WandB(self.folder, table))
         self.records = Sinks(sinks, console.complain)
         lines = describe(self.config, self.ranks, self.precision, self.layout, self.plan, self.folder)
-        console.say("\n".join([f"run folder  {self.folder}", *lines]))
+        console.say("\n".join([f"run folder  {self.folder}", *lines, describe_data(source, self.plan)]))
         if saved is not None:
             console.say(f"resumed     {saved.path} at step {since}")
 

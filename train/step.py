@@ -78,7 +78,8 @@ class Step:
         return Update(sums[0], sums[1], sums[2], norm, skipped), states
 
     def _sync(self, last: bool) -> contextlib.AbstractContextManager:
-        """Gradients are exchanged once per update, in the last backward pass."""
-        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+        """Gradients are exchanged once per update, in the last backward pass; narrow ones in every pass, since each
+        pass moves them into the fp32 masters."""
+        if last or self.optimizer.narrow or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()

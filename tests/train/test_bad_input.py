@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,11 @@ def test_a_damaged_checkpoint_falls_back_and_a_damaged_run_stops(own: Path, refu
         (path / "optimizer.safetensors").unlink()
     message = refused(train, *flags, "--run.resume=auto")
     assert "no checkpoint can be read" in message and "optimizer.safetensors" in message
+
+
+def test_a_sink_whose_package_is_missing(own: Path, refuse_training, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install 'hotplate[wandb]'" in refuse_training(own, "--run.sinks", "wandb", "--run.folder=run")
 
 
 def test_empty_sources_for_prepare(refused, tmp_path: Path) -> None:

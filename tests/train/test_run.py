@@ -51,6 +51,7 @@ def test_a_run_learns_and_leaves_everything_behind(train_tiny, tmp_path: Path, c
     )
     assert train_tiny(*flags) == 0
     out = capsys.readouterr().out
+    assert "training documents" in out and "packed rows 9" in out
     assert "step 200/200 100.0% | loss" in out and "tok/s" in out and "tok/h" in out and "| data " in out
     records = read_records(folder / "metrics.jsonl")
     logged = [r for r in records if "loss" in r]
@@ -196,6 +197,19 @@ def test_two_ranks_equal_one(prepared: Path, hotplate, tmp_path: Path, mode: str
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_narrow_gradients_of_all_micro_batches_are_exchanged(prepared: Path, hotplate, tmp_path: Path) -> None:
+    flags = [*TINY, f"--data.source={prepared}", "--budget=2steps", "--precision=bf16", "--micro-batch=2"]
+    hotplate(*flags, "--run.folder=one")
+    hotplate(*flags, "--run.folder=two", ranks=2)
+    moments = []
+    for name in ("one", "two"):
+        state = load_file(checkpoint.listing(tmp_path / name / "checkpoints")[-1] / "optimizer.safetensors")
+        moments.append(
+            torch.cat([value.flatten() for key, value in sorted(state.items()) if key.startswith("exp_avg.")])
+        )
+    assert (moments[0] - moments[1]).norm() < 0.03 * moments[0].norm()
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(prepared: Path, hotplate, tmp_path: Path) -> None:
