@@ -60,7 +60,7 @@ class ModelConfig:
     ffn: int = 2048
     """hidden features of the MLP"""
     vocab: int = 16_384
-    """token ids; set from the tokeniser of the data when training starts"""
+    """token ids; a built-in corpus is cut with a tokeniser of this size, a prepared one must not have more"""
     context: int = 512
     """longest window a model with learned positions can see; sampling keeps at most this many tokens"""
     mixer: MixerConfig = field(default_factory=MixerConfig)

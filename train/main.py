@@ -10,7 +10,9 @@ if not __package__:  # run as a file: this checkout is `hotplate`, installed or 
     sys.modules.setdefault("hotplate", ModuleType("hotplate")).__path__ = [str(here.parent)]
 
 if __name__ == "__main__":
-    from hotplate.train.commands import guarded
+    from hotplate.train.commands import guarded, idle_threads_sleep
+
+    idle_threads_sleep()
     from hotplate.train.commands.train import main
 
     sys.exit(guarded(main, sys.argv[1:]))
