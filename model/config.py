@@ -26,8 +26,8 @@ class MixerConfig:
     """lstm: one recurrent matrix per gate for all heads, instead of one per head"""
     forget_offset: float = 1.0
     """recurrent: added to the forget gate's pre-activation"""
-    impl: Literal["eager", "reference"] = "eager"
-    """kernel implementation; an explicit choice never falls back"""
+    impl: Literal["auto", "eager", "native", "triton", "reference"] = "auto"
+    """kernel implementation: auto = the fastest that this device and machine have; a name never falls back"""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.head_width < 1:
