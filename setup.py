@@ -27,7 +27,7 @@ setup(
         f"hotplate.{name}" for part in PARTS for name in [part, *(f"{part}.{sub}" for sub in find_packages(part))]
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
-    package_data={"hotplate.train": ["presets/*.toml"]},
+    package_data={"hotplate.train": ["presets/*.toml"], "hotplate.kernels": ["*/native.c", "native/*.h"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -59,6 +59,7 @@ setup(
             "mypy>=1.13",
             "pyarrow>=15",
             "tensorboard>=2.16",
+            "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU
         ],
     },
     entry_points={

@@ -17,10 +17,13 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def choose(op: str, impl: str, known: Mapping[str, Impl]) -> Impl:
-    """The implementation called `impl`; ValueError listing the known ones. Nothing falls back."""
-    if impl not in known:
-        raise ValueError(f"{op}: want impl in {sorted(known)}, got {impl!r}; name one of these")
-    return known[impl]
+    """The implementation called `impl`, for rooms whose only fast form is the eager one: `auto` is that.
+
+    ValueError listing the known ones. Nothing falls back.
+    """
+    if impl != "auto" and impl not in known:
+        raise ValueError(f"{op}: want impl in {sorted(['auto', *known])}, got {impl!r}; name one of these")
+    return known["eager" if impl == "auto" else impl]
 
 
 def want(op: str, holds: bool, contract: str, facts: str, fix: str) -> None:

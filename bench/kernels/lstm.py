@@ -1,38 +1,56 @@
-"""Multi-head LSTM recurrence: ours, the definition, and torch.nn.LSTM where there is one head.
+"""Multi-head LSTM recurrence: ours, the definition, a loop over steps as autograd runs it, and FlashRNN.
 
+torch.nn.LSTM has one head and an input projection: bench/kernels/lstm_dense.py compares on equal work.
 Letters: B rows, T steps, H heads, K head width.
 """
+
+import importlib.util
 
 import torch
 from torch import Tensor
 
 from hotplate.bench.harness import Case
-from hotplate.bench.providers import Operands, both, forward, in_float64
+from hotplate.bench.providers import Op, Operands, both, forward, in_float64
 from hotplate.kernels.lstm import lstm
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
-def torch_lstm(gates: Tensor, recurrent: Tensor) -> Tensor:
-    """torch.nn.LSTM on ready-made gates: its own input projection is the identity, and its time is included.
+def loop(gates: Tensor, recurrent: Tensor) -> Tensor:
+    """One batched product and a handful of operations per step; autograd keeps the graph of all of them."""
+    B, _, _, H, K = gates.shape
+    h, c = gates.new_zeros(2, B, H, K).unbind(0)
+    steps = []
+    for x in gates.unbind(1):
+        i, f, z, o = (x + torch.einsum("bhk,ghkj->bghj", h, recurrent)).unbind(1)
+        c = f.sigmoid() * c + i.sigmoid() * z.tanh()
+        h = o.sigmoid() * c.tanh()
+        steps.append(h)
+    return torch.stack(steps, 1)
 
-    It takes blocks (i, f, g, o), which are ours, and K-wide gates through an input of width 4 K.
-    """
-    B, T, _, _, K = gates.shape
-    eye = torch.eye(4 * K, device=gates.device, dtype=gates.dtype)
-    states = gates.new_zeros(2, 1, B, K).unbind(0)
-    weights = [eye, recurrent[:, 0].mT.reshape(4 * K, K)]
-    out, _, _ = torch.lstm(
-        gates.reshape(B, T, 4 * K), states, weights, False, 1, 0.0, torch.is_grad_enabled(), False, True
-    )
-    return out[:, :, None]
+
+def flashrnn(gates: Tensor, recurrent: Tensor) -> Tensor:
+    """FlashRNN's fused Triton form: gates (i, f, z, o), a matrix per head, zero bias and start."""
+    from flashrnn import flashrnn as run
+
+    B, _, _, H, K = gates.shape
+    bias = gates.new_zeros(4, H, K)
+    matrix = recurrent.permute(0, 1, 3, 2).contiguous()
+    states, _ = run(gates, matrix, bias, function="lstm", backend="triton_fused", dtype=str(gates.dtype)[6:])
+    return states[0]
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """One dense matrix and several heads, forward and forward with backward."""
+    """Few wide heads and many narrow ones, forward and forward with backward."""
     on_cpu = device == "cpu"
-    small, large = [(2, 16, 1, 32), (2, 16, 4, 16)], [(8, 128, 1, 512), (8, 128, 8, 64)]
-    shapes = small if quick else large if on_cpu else [(16, 1024, 1, 768), (16, 1024, 12, 64)]
+    small, large = [(2, 16, 2, 32), (2, 16, 4, 16)], [(8, 128, 4, 128), (8, 128, 8, 64)]
+    shapes = (
+        small
+        if quick
+        else large
+        if on_cpu
+        else [(16, 1024, 6, 128), (16, 1024, 12, 64), (16, 1024, 24, 32), (176, 1024, 12, 64)]
+    )
     dtype = torch.float32 if on_cpu else torch.bfloat16
     return [_case(way, shape, device, dtype) for shape in shapes for way in ("forward", "forward+backward")]
 
@@ -46,12 +64,14 @@ def _case(way: str, shape: tuple[int, int, int, int], device: str, dtype: torch.
         recurrent = (torch.randn(4, H, K, K, device=device) / K**0.5).to(dtype).requires_grad_()
         return Operands([gates, recurrent], torch.randn(B, T, H, K, device=device).to(dtype))
 
-    ops = {
-        "eager": lambda gates, recurrent: lstm(gates, recurrent)[0],
-        "reference": lambda gates, recurrent: lstm(gates, recurrent, impl="reference")[0],
+    fast = "native" if device == "cpu" else "triton"
+    ops: dict[str, Op] = {
+        name: lambda gates, recurrent, name=name: lstm(gates, recurrent, impl=name)[0]
+        for name in (fast, "eager", "reference")
     }
-    if H == 1:
-        ops["torch.nn.LSTM + identity input"] = torch_lstm
+    ops["loop of torch operations"] = loop
+    if device == "cuda" and importlib.util.find_spec("flashrnn"):
+        ops["FlashRNN, Triton"] = flashrnn
     products = 1 if way == "forward" else 3
     values = 5 if way == "forward" else 14
     return Case(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hotplate.bench.harness import Case
-from hotplate.bench.providers import Operands, both, forward, in_float64
+from hotplate.bench.providers import Op, Operands, both, forward, in_float64
 from hotplate.kernels.qlstm import qlstm
 
 BLOCK_STEPS = 16  # Languini's block length
@@ -65,9 +65,11 @@ def _case(way: str, B: int, T: int, D: int, device: str, dtype: torch.dtype) -> 
         gates = torch.randn(B, T, 4, D, device=device).to(dtype).requires_grad_()
         return Operands([gates], torch.randn(B, T, D, device=device).to(dtype))
 
+    def ours(impl: str) -> Op:
+        return lambda gates: qlstm(gates, impl=impl)[0]
+
     ops = {
-        "eager": lambda gates: qlstm(gates)[0],
-        "reference": lambda gates: qlstm(gates, impl="reference")[0],
+        **{impl: ours(impl) for impl in ("native" if device == "cpu" else "triton", "eager", "reference")},
         "step loop": step_loop,
         "block matrix": block_matrix,
     }

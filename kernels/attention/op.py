@@ -20,7 +20,7 @@ def attention(
     cu_seqlens: Tensor | None = None,
     *,
     scale: float | None = None,
-    impl: str = "eager",
+    impl: str = "auto",
 ) -> Tensor:
     """out = softmax(scale q k^T) v over the keys a query may see; scale None = K ** -0.5.
 

@@ -22,7 +22,7 @@ def linear_cross_entropy(
     *,
     logit_scale: float = 1.0,
     chunk_bytes: int = CHUNK_BYTES,
-    impl: str = "eager",
+    impl: str = "auto",
 ) -> Tensor:
     """loss_sum = sum_n weights_n nll_n, nll_n = -log softmax(logit_scale x_n weight^T)[targets_n].
 
@@ -55,7 +55,7 @@ def linear_scores(
     *,
     logit_scale: float = 1.0,
     chunk_bytes: int = CHUNK_BYTES,
-    impl: str = "eager",
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """nll [N] fp32 (fp64 for fp64), and rank int64 [N]: how many logits strictly exceed the target's.
 

@@ -3,12 +3,46 @@
 Letters: B rows, T steps, H heads, K head width.
 """
 
+import importlib
+from functools import cache
+
+import torch
 from torch import Tensor
 
-from hotplate.kernels.checks import choose, want, want_float, want_resets, want_state
-from hotplate.kernels.lstm import eager, reference
+from hotplate.kernels.checks import want, want_float, want_resets, want_state
+from hotplate.kernels.launch import IMPLS, choose_impl
+from hotplate.kernels.lstm import reference
+from hotplate.kernels.recurrence import autograd, eager, native
 
-IMPLS = {"eager": eager.lstm, "reference": reference.lstm}
+RESIDENT_K = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}  # wider matrices do not fit beside each other
+
+
+@cache
+def _form(impl: str) -> autograd.Form:
+    if impl == "triton":
+        return importlib.import_module("hotplate.kernels.lstm.resident").FORM
+    return native.form("lstm") if impl == "native" else eager.FORM
+
+
+_run = autograd.differentiable("lstm", _form)
+
+
+def _choose(impl: str, gates: Tensor) -> str:
+    """choose_impl, with the widths that the Triton form takes."""
+    chosen, width = choose_impl("lstm", impl, gates), gates.shape[-1]
+    if chosen != "triton":
+        return chosen
+    widest = RESIDENT_K[gates.dtype]
+    if width <= widest:
+        return "triton"
+    want(
+        "lstm",
+        impl == "auto",
+        f"K <= {widest} with {gates.dtype} and impl='triton'",
+        str(width),
+        "use more heads, impl='eager', or lstm_dense for one wide head",
+    )
+    return "eager"
 
 
 def lstm(
@@ -19,7 +53,7 @@ def lstm(
     resets: Tensor | None = None,
     *,
     forget_offset: float = 0.0,
-    impl: str = "eager",
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """pre_g = gates_g + h_{t-1} R_g per head; c_t = f c_{t-1} + i z; h_t = o tanh(c_t).
 
@@ -30,11 +64,14 @@ def lstm(
     forget_offset is added to f. resets bool [B, T] or None: h_{t-1} and c_{t-1} are zeroed before step t.
     Returns h [B, T, H, K] in the dtype of gates, h_last and c_last [B, H, K] in the state dtype. Gradients to
     gates, recurrent, h0 and c0. Products accumulate and states are kept in fp32 (fp64).
+    impl: auto, eager, native (C on a CPU; fp32, bf16), triton (fp32 with K <= 64; bf16, fp16 with K <= 128) or
+    reference. auto is triton on CUDA where K fits it, native on a CPU where a C compiler is found, else eager; a name
+    never falls back.
     Flops: 8 B T H K^2 forward, 16 B T H K^2 backward.
     ValueError on any other shape, dtype, device or impl. Source: Hochreiter & Schmidhuber 1997;
     block-diagonal R as in Beck et al. 2024, arXiv 2405.04517.
     """
-    function = choose("lstm", impl, IMPLS)
+    want("lstm", impl in IMPLS, f"impl in {sorted(IMPLS)}", repr(impl), "name one of these")
     want(
         "lstm",
         gates.ndim == 5 and gates.shape[2] == 4 and gates.shape[1] > 0,
@@ -55,4 +92,7 @@ def lstm(
     want_state("lstm", "h0", h0, (B, H, K), gates)
     want_state("lstm", "c0", c0, (B, H, K), gates)
     want_resets("lstm", resets, (B, T), gates)
-    return function(gates, recurrent, h0, c0, resets, forget_offset)
+    impl = _choose(impl, gates)
+    if impl == "reference":
+        return reference.lstm(gates, recurrent, h0, c0, resets, forget_offset)
+    return _run(gates, recurrent, h0, c0, resets, forget_offset, impl)

@@ -13,7 +13,7 @@ IMPLS = {"eager": eager.newton_schulz, "reference": reference.newton_schulz}
 
 
 @torch.no_grad()
-def newton_schulz(g: Tensor, steps: int = 5, impl: str = "eager") -> Tensor:
+def newton_schulz(g: Tensor, steps: int = 5, impl: str = "auto") -> Tensor:
     """About U V^T for g = U S V^T: `steps` of X <- a X + (b A + c A^2) X, A = X X^T, from X = g / |g|_F.
 
     g [..., M, N] bf16|fp16|fp32|fp64; every leading index is a matrix of its own; worked on transposed where

@@ -5,11 +5,9 @@ The backward is the closed form derived in README.md.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hotplate.kernels.checks import state_dtype
 
@@ -119,40 +117,38 @@ def _backward_chunk(
         _sigmoid_backward(product.mul_(dc), i, grad_input=dpre[0])
 
 
-class QLSTM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float) -> Any:
-        h, c_last, c = _forward(gates, c0, resets, forget_offset, saving=True)
-        ctx.save_for_backward(gates, c, resets)
-        ctx.forget_offset = forget_offset
-        return h, c_last
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dh: Tensor, dc_last: Tensor) -> Any:
-        gates, c, resets = ctx.saved_tensors
-        dgates = torch.empty_like(gates, memory_format=torch.contiguous_format)
-        act, carry = _work(gates), torch.stack((torch.ones_like(dc_last), dc_last))
-        work = torch.empty_like(act[:2])
-        for steps, pre, reset in reversed(list(_chunks(gates, resets))):
-            size = steps.stop - steps.start
-            _activate(pre, act[:, :size], reset, ctx.forget_offset)
-            _backward_chunk(
-                dh[:, steps].transpose(0, 1),
-                act[:, :size],
-                c[steps.start : steps.stop + 1],
-                reset,
-                carry,
-                dgates[:, steps].permute(2, 1, 0, 3),
-                work[:, :size],
-            )
-        return dgates, carry.prod(0) if ctx.needs_input_grad[1] else None, None, None
+def saved_shape(gates: Tensor) -> tuple[int, ...]:
+    """Of what the backward needs besides its inputs: c from the start on."""
+    B, T, _, D = gates.shape
+    return T + 1, B, D
 
 
-def qlstm(
-    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, coupled: bool
+def forward(
+    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, saving: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h [B, T, D], c_last [B, D], and c of `saved_shape` (empty unless saving)."""
+    h, c_last, c = _forward(gates, c0, resets, forget_offset, saving)
+    return h, c_last, c if saving else c.new_empty(0)
+
+
+def backward(
+    dh: Tensor, dc_last: Tensor | None, gates: Tensor, saved: Tensor, resets: Tensor | None, forget_offset: float
 ) -> tuple[Tensor, Tensor]:
-    """See op.py; `coupled` follows from the number of gate blocks, which op.py has checked."""
-    if torch.is_grad_enabled() and (gates.requires_grad or (c0 is not None and c0.requires_grad)):
-        return QLSTM.apply(gates, c0, resets, forget_offset)
-    return _forward(gates, c0, resets, forget_offset, saving=False)[:2]
+    """dgates like gates, dc0 [B, D]."""
+    dgates = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    act = _work(gates)
+    carry = torch.stack((torch.ones_like(saved[0]), torch.zeros_like(saved[0]) if dc_last is None else dc_last))
+    work = torch.empty_like(act[:2])
+    for steps, pre, reset in reversed(list(_chunks(gates, resets))):
+        size = steps.stop - steps.start
+        _activate(pre, act[:, :size], reset, forget_offset)
+        _backward_chunk(
+            dh[:, steps].transpose(0, 1),
+            act[:, :size],
+            saved[steps.start : steps.stop + 1],
+            reset,
+            carry,
+            dgates[:, steps].permute(2, 1, 0, 3),
+            work[:, :size],
+        )
+    return dgates, carry.prod(0)

@@ -5,10 +5,9 @@ Letters: B rows, T steps, D width.
 
 from torch import Tensor
 
-from hotplate.kernels.checks import choose, want, want_float, want_resets, want_state
-from hotplate.kernels.qlstm import eager, reference
-
-IMPLS = {"eager": eager.qlstm, "reference": reference.qlstm}
+from hotplate.kernels.checks import want, want_float, want_resets, want_state
+from hotplate.kernels.launch import choose_impl
+from hotplate.kernels.qlstm import reference, registered
 
 
 def qlstm(
@@ -18,7 +17,7 @@ def qlstm(
     *,
     forget_offset: float = 0.0,
     coupled: bool = False,
-    impl: str = "eager",
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """c_t = f_t c_{t-1} + i_t z_t, h_t = o_t tanh(c_t); i, f (plus forget_offset), o sigmoid, z tanh.
 
@@ -26,11 +25,13 @@ def qlstm(
     blocks (f, z, o), and i = 1 - f. c0 [B, D] fp32 (fp64 with fp64 gates) or None = zeros.
     resets bool [B, T] or None: the state is zeroed before step t (a document starts at t).
     Returns h [B, T, D] in the dtype of gates and c_last [B, D] in the state dtype. Gradients to gates and c0.
+    impl: auto, eager, native (C on a CPU; fp32, bf16), triton (fp32, bf16, fp16) or reference. auto is triton on
+    CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
     Gates and state are computed in fp32 (fp64) whatever the dtype of gates.
     Memory traffic at the least: 5 I/O-dtype values per (b, t, d) forward, 9 backward.
     ValueError on any other shape, dtype, device or impl. Source: Stanic et al. 2023, arXiv 2309.11197.
     """
-    function = choose("qlstm", impl, IMPLS)
+    impl = choose_impl("qlstm", impl, gates)
     blocks = 3 if coupled else 4
     want(
         "qlstm",
@@ -43,4 +44,6 @@ def qlstm(
     B, T, _, D = gates.shape
     want_state("qlstm", "c0", c0, (B, D), gates)
     want_resets("qlstm", resets, (B, T), gates)
-    return function(gates, c0, resets, forget_offset, coupled)
+    if impl == "reference":
+        return reference.qlstm(gates, c0, resets, forget_offset, coupled)
+    return registered.qlstm(gates, c0, resets, forget_offset, impl)

@@ -169,7 +169,7 @@ Q, KV = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 2, 8)
         ),
         (lambda: attention(Q, KV, KV, documents(0, 3)), "rising from 0"),
         (lambda: attention(Q, KV, KV, documents(1, 6)), "rising from 0"),
-        (lambda: attention(Q, KV, KV, impl="flash"), r"want impl in \['eager', 'reference'\]"),
+        (lambda: attention(Q, KV, KV, impl="flash"), r"want impl in \['auto', 'eager', 'reference'\]"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

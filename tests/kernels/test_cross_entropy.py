@@ -221,7 +221,7 @@ X, W, IDS = torch.zeros(3, 4), torch.zeros(7, 4), torch.zeros(3, dtype=torch.int
         (lambda: linear_cross_entropy(X, W, IDS, IDS), "torch.int64"),
         (lambda: linear_cross_entropy(X, W, IDS, torch.zeros(3, requires_grad=True)), "requires_grad=True"),
         (lambda: linear_cross_entropy(X, W, IDS, chunk_bytes=0), "want chunk_bytes > 0, got 0"),
-        (lambda: linear_cross_entropy(X, W, IDS, impl="liger"), r"want impl in \['eager', 'reference'\]"),
+        (lambda: linear_cross_entropy(X, W, IDS, impl="liger"), r"want impl in \['auto', 'eager', 'reference'\]"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

@@ -3,9 +3,10 @@ import torch
 from numerics import assert_bitwise, check, run
 
 from hotplate.kernels.lstm import lstm
-from hotplate.kernels.lstm.op import IMPLS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
+IMPLS = ("eager", "native", "reference")
+WIDE = ("eager", "reference")  # those that take float64
 
 
 def resets_at(B, T, *places):
@@ -36,7 +37,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
 @pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("impl", WIDE)
 def test_gradients_agree_with_differences(impl, heads, pattern):
     leaves = [x.requires_grad_() for x in inputs(2, 4, 2, 3, heads, torch.float64)]
     assert torch.autograd.gradcheck(
@@ -44,23 +45,78 @@ def test_gradients_agree_with_differences(impl, heads, pattern):
     )
 
 
-SHAPES = [(1, 1, 1, 1), (1, 9, 3, 5), (3, 1, 2, 17), (2, 33, 3, 16), (5, 40, 1, 48)]
+SHAPES = [(1, 1, 1, 33), (1, 9, 5, 19), (3, 1, 2, 17), (2, 33, 3, 16), (5, 40, 1, 48)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+RUNS = [("eager", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+RUNS += [("native", dtype) for dtype in (torch.float32, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("impl", "dtype"), RUNS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("shared", [False, True])
-def test_error_is_within_budget(shape, shared, dtype):
+def test_error_is_within_budget(shape, shared, impl, dtype):
     B, T, H, K = shape
     resets = torch.rand(B, T) < 0.1
 
     def op(impl):
         return lambda *leaves: lstm(*leaves, resets, forget_offset=1.0, impl=impl)
 
-    check(op("eager"), op("reference"), inputs(B, T, H, K, 1 if shared else H, dtype))
+    check(op(impl), op("reference"), inputs(B, T, H, K, 1 if shared else H, dtype))
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("B", [2, 4, 6, 7, 8, 9, 12, 13, 25])
+def test_every_tile_of_the_native_form_is_within_budget(B):
+    """Tiles hold 1 to 12 rows, and columns come in panels: 40 fills two and a half."""
+    resets = torch.rand(B, 3) < 0.2
+    check(
+        lambda *leaves: lstm(*leaves, resets, impl="native"),
+        lambda *leaves: lstm(*leaves, resets, impl="reference"),
+        inputs(B, 3, 1, 40, 1),
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_and_threads_do_not_change_the_native_form(threads, dtype):
+    """Bitwise: a row's sums are made in one order whatever tile holds the row."""
+    B, T, H, K = 15, 4, 2, 32
+    leaves = inputs(B, T, H, K, H, dtype)
+    upstream = [torch.randn(B, T, H, K), torch.randn(B, H, K), torch.randn(B, H, K)]
+    whole = run(lambda *x: lstm(*x, impl="native"), leaves, upstream)
+    torch.set_num_threads(threads)
+    try:
+        for rows in (slice(0, 1), slice(1, 7), slice(7, 15)):
+            part = [x if n == 1 else x[rows] for n, x in enumerate(leaves)]
+            results = run(lambda *x: lstm(*x, impl="native"), part, [g[rows] for g in upstream])
+            for n in (0, 1, 2, 3, 5, 6):  # 4 is the gradient of the matrices: a sum over rows
+                assert_bitwise(f"result {n}", results[n], whole[n][rows])
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("impl", ["eager", "native"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_torch_accepts_the_operator(impl, keep):
+    leaves = [x.requires_grad_(keep) for x in inputs(2, 3, 2, 8, 2)]
+    arguments = (*leaves, resets_at(2, 3, (0, 1)), 0.5, impl, keep)
+    torch.library.opcheck(torch.ops.hotplate.lstm.default, arguments)
+
+
+def test_a_second_derivative_is_refused():
+    leaves = [x.requires_grad_() for x in inputs(1, 2, 1, 4, 1)]
+    (first,) = torch.autograd.grad(lstm(*leaves)[0].sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="not implement|does not require grad|no.*autograd|derivative"):
+        first.sum().backward()
+
+
+def test_auto_is_native_for_float32_and_eager_for_float64():
+    for dtype, impl in ((torch.float32, "native"), (torch.bfloat16, "native"), (torch.float64, "eager")):
+        leaves = inputs(2, 5, 2, 16, 2, dtype)
+        assert_bitwise("h", lstm(*leaves)[0], lstm(*leaves, impl=impl)[0])
+
+
+@pytest.mark.parametrize("impl", WIDE)
 def test_one_head_is_torch_lstm(impl):
     B, T, K, D = 3, 11, 5, 7
     theirs = torch.nn.LSTM(D, K, batch_first=True).double()
@@ -80,7 +136,7 @@ def test_one_head_is_torch_lstm(impl):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("impl", WIDE)
 def test_a_shared_matrix_is_the_same_matrix_for_every_head(impl):
     gates, shared, h0, c0 = inputs(2, 6, 3, 4, 1, torch.float64)
     results = [lstm(gates, matrix, h0, c0, impl=impl) for matrix in (shared, shared.expand(4, 3, 4, 4).contiguous())]
@@ -88,7 +144,7 @@ def test_a_shared_matrix_is_the_same_matrix_for_every_head(impl):
         torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("impl", IMPLS)
 def test_a_wide_matrix_is_rounded_to_the_dtype_of_the_gates(impl):
     gates, _, h0, c0 = inputs(2, 6, 2, 8, 2, torch.bfloat16)
     wide = torch.randn(4, 2, 8, 8, requires_grad=True)
@@ -98,15 +154,17 @@ def test_a_wide_matrix_is_rounded_to_the_dtype_of_the_gates(impl):
     assert wide.grad.dtype == torch.float32
 
 
-def test_extreme_gates_stay_finite():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_extreme_gates_stay_finite(impl):
     gates, recurrent, _, _ = inputs(1, 3, 2, 4, 2)
     gates = (1e4 * gates).requires_grad_()
-    h, h_last, c_last = lstm(gates, recurrent)
+    h, h_last, c_last = lstm(gates, recurrent, impl=impl)
     (h.sum() + h_last.sum() + c_last.sum()).backward()
     assert h.isfinite().all() and c_last.isfinite().all() and gates.grad.isfinite().all()
 
 
-def test_strides_do_not_matter():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_strides_do_not_matter(impl):
     B, T, H, K = 2, 9, 3, 8
     gates, recurrent, h0, c0 = inputs(B, T, H, K, H)
     strided = [
@@ -120,23 +178,24 @@ def test_strides_do_not_matter():
 
     def results(leaves):
         leaves = [x.detach().requires_grad_() for x in leaves]
-        h, h_last, c_last = lstm(*leaves, resets)
+        h, h_last, c_last = lstm(*leaves, resets, impl=impl)
         return h, *torch.autograd.grad([h, h_last, c_last], leaves, [*upstream, upstream[1]])
 
     for mine, other in zip(results(strided), results([gates, recurrent, h0, c0]), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_runs_repeat_bitwise(dtype):
+def test_runs_repeat_bitwise(dtype, impl):
     leaves = inputs(4, 20, 2, 32, 2, dtype)
     upstream = [torch.randn(4, 20, 2, 32), torch.randn(4, 2, 32), torch.randn(4, 2, 32)]
-    runs = [run(lstm, leaves, upstream) for _ in range(2)]
+    runs = [run(lambda *x: lstm(*x, impl=impl), leaves, upstream) for _ in range(2)]
     for n, (mine, other) in enumerate(zip(*runs, strict=True)):
         assert_bitwise(f"result {n}", mine, other)
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLS))
+@pytest.mark.parametrize("impl", IMPLS)
 def test_packed_documents_are_each_document_alone(impl):
     lengths, H, K = [1, 17, 1, 12, 5], 2, 32
     T = sum(lengths)
@@ -157,20 +216,22 @@ def test_packed_documents_are_each_document_alone(impl):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T1", [1, 11, 19])
-def test_a_carried_state_continues_the_run(T1, dtype):
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_carried_state_continues_the_run(impl, T1, dtype):
     gates, recurrent, h0, c0 = inputs(2, 20, 2, 32, 2, dtype)
-    h, h_last, c_last = lstm(gates, recurrent, h0, c0)
-    h1, *state = lstm(gates[:, :T1], recurrent, h0, c0)
-    h2, h2_last, c2_last = lstm(gates[:, T1:], recurrent, *state)
+    h, h_last, c_last = lstm(gates, recurrent, h0, c0, impl=impl)
+    h1, *state = lstm(gates[:, :T1], recurrent, h0, c0, impl=impl)
+    h2, h2_last, c2_last = lstm(gates[:, T1:], recurrent, *state, impl=impl)
     assert_bitwise("h", torch.cat([h1, h2], 1), h)
     assert_bitwise("h_last", h2_last, h_last)
     assert_bitwise("c_last", c2_last, c_last)
 
 
-def test_inputs_are_left_alone():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_inputs_are_left_alone(impl):
     leaves = [x.requires_grad_() for x in inputs(2, 5, 2, 4, 2)]
     before = [x.detach().clone() for x in leaves]
-    outputs = lstm(*leaves)
+    outputs = lstm(*leaves, impl=impl)
     upstream = [torch.randn_like(y) for y in outputs]
     kept = [g.clone() for g in upstream]
     first = torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
@@ -201,7 +262,9 @@ G, R = torch.zeros(2, 3, 4, 2, 5), torch.zeros(4, 2, 5, 5)
         (lambda: lstm(G, R, torch.zeros(2, 5)), r"want h0 None or \[2, 2, 5\] torch.float32"),
         (lambda: lstm(G, R, None, torch.zeros(2, 2, 5).bfloat16()), "want c0 .*torch.bfloat16"),
         (lambda: lstm(G, R, None, None, torch.zeros(2, 4).bool()), r"want resets None or bool \[2, 3\]"),
-        (lambda: lstm(G, R, impl="triton"), r"want impl in \['eager', 'reference'\], got 'triton'"),
+        (lambda: lstm(G, R, impl="fast"), r"want impl in \['auto', 'eager', 'native', .*\], got 'fast'"),
+        (lambda: lstm(G, R, impl="triton"), "impl='triton'"),
+        (lambda: lstm(G.double(), R, impl="native"), "want a CPU tensor of float32.*got torch.float64"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

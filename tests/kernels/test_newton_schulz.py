@@ -78,7 +78,7 @@ def test_more_steps_are_more_steps():
         (lambda: newton_schulz(torch.zeros(3)), r"want g \[..., M, N\], got \[3\]"),
         (lambda: newton_schulz(torch.zeros(3, 3), 0), "want steps >= 1, got 0"),
         (lambda: newton_schulz(torch.zeros(3, 3).int()), "floating g"),
-        (lambda: newton_schulz(torch.zeros(3, 3), impl="svd"), r"want impl in \['eager', 'reference'\]"),
+        (lambda: newton_schulz(torch.zeros(3, 3), impl="svd"), r"want impl in \['auto', 'eager', 'reference'\]"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

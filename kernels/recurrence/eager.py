@@ -2,16 +2,14 @@
 
 Letters: B rows, T steps, H heads, K head width, R recurrent matrices (H, or 1 shared by all heads).
 Work tensors are time-major and hold the gates as (o, i, f, z), so that one sigmoid serves three gates and the
-backward multiplies three coefficients by dc at once. The backward is derived in README.md.
+backward multiplies three coefficients by dc at once. The backward is derived in kernels/lstm/README.md.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hotplate.kernels.checks import state_dtype
+from hotplate.kernels.recurrence.autograd import Form, Shapes, recurrent_gradient
 
 _ORDER = (3, 0, 1, 2)  # block of (i, f, z, o) held at each place of (o, i, f, z)
 
@@ -45,7 +43,7 @@ def _steps_that_reset(resets: Tensor | None, T: int) -> list[bool]:
     return resets.any(0).tolist() if resets.device.type == "cpu" else [True] * T
 
 
-def _forward(
+def _run(
     gates: Tensor,
     matrix: Tensor,
     h0: Tensor | None,
@@ -102,7 +100,7 @@ def _coefficients(act: Tensor, c: Tensor, keep: Tensor | None) -> tuple[Tensor, 
     return coefficients, torch.ops.aten.tanh_backward(o, tanh_c)
 
 
-def _backward(
+def _run_back(
     dh: Tensor, dc: Tensor, act: Tensor, c: Tensor, matrix: Tensor, resets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dpre [T, H, B, 4, K], and dh0 and dc0 [H, B, K].
@@ -132,67 +130,55 @@ def _backward(
     return dpre, dhs[0], dc
 
 
-class LSTM(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        gates: Tensor,
-        recurrent: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        resets: Tensor | None,
-        forget_offset: float,
-    ) -> Any:
-        matrix = _matrix(recurrent, gates.dtype)
-        act, h, c = _forward(gates, matrix, h0, c0, resets, forget_offset)
-        ctx.save_for_backward(act, h, c, matrix, resets)
-        ctx.dtypes = gates.dtype, recurrent.dtype
-        return _outputs(gates, h, c)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dh: Tensor, dh_last: Tensor, dc_last: Tensor) -> Any:
-        act, h, c, matrix, resets = ctx.saved_tensors
-        gates_dtype, recurrent_dtype = ctx.dtypes
-        T, H, B, _, K = act.shape
-        dh_states = act.new_zeros(T + 1, H, B, K)
-        dh_states[1:] = dh.permute(1, 2, 0, 3)
-        dh_states[T] += dh_last.transpose(0, 1)
-        dpre, dh0, dc0 = _backward(dh_states, dc_last.transpose(0, 1).clone(), act, c, matrix, resets)
-        dgates = act.new_empty(B, T, 4, H, K, dtype=gates_dtype)
-        for place, block in enumerate(_ORDER):
-            dgates[:, :, block].copy_(dpre[:, :, :, place].permute(2, 0, 1, 3))
-        drecurrent = None
-        if ctx.needs_input_grad[1]:
-            R, keep = len(matrix), _keep(resets, act.dtype)
-            h_before = h[:-1] if keep is None else h[:-1] * keep
-            left = h_before.view(T, R, -1, K).transpose(0, 1).reshape(R, -1, K)
-            right = dpre.view(T, R, -1, 4 * K).transpose(0, 1).reshape(R, -1, 4 * K)
-            product = torch.bmm(left.transpose(1, 2), right).view(R, K, 4, K).permute(2, 0, 1, 3)
-            drecurrent = product.new_empty(4, R, K, K, dtype=recurrent_dtype)
-            drecurrent[list(_ORDER)] = product.to(recurrent_dtype)
-        dstart = [d.transpose(0, 1) if ctx.needs_input_grad[n] else None for n, d in ((2, dh0), (3, dc0))]
-        return dgates, drecurrent, *dstart, None, None
+def kept(B: int, T: int, H: int, K: int) -> Shapes:
+    """Activated gates, and cells from the start on."""
+    return (T, H, B, 4, K), (T + 1, H, B, K)
 
 
-def _outputs(gates: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, _, H, K = gates.shape
-    h_out = gates.new_empty(B, T, H, K).copy_(h[1:].permute(2, 0, 1, 3))
-    h_last, c_last = (state[T].transpose(0, 1).clone(memory_format=torch.contiguous_format) for state in (h, c))
-    return h_out, h_last, c_last
-
-
-def lstm(
+def forward(
     gates: Tensor,
     recurrent: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
     resets: Tensor | None,
     forget_offset: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See op.py."""
-    differentiable = (gates, recurrent, h0, c0)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
-        return LSTM.apply(gates, recurrent, h0, c0, resets, forget_offset)
-    _, h, c = _forward(gates, _matrix(recurrent, gates.dtype), h0, c0, resets, forget_offset)
-    return _outputs(gates, h, c)
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """24 bytes per element are kept for the backward in fp32."""
+    B, T, _, H, K = gates.shape
+    act, h, c = _run(gates, _matrix(recurrent, gates.dtype), h0, c0, resets, forget_offset)
+    h_out = gates.new_empty(B, T, H, K).copy_(h[1:].permute(2, 0, 1, 3))
+    h_last, c_last = (state[T].transpose(0, 1).clone(memory_format=torch.contiguous_format) for state in (h, c))
+    return h_out, h_last, c_last, *((act, c) if keep else (act.new_empty(0), c.new_empty(0)))
+
+
+def backward(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    dc_last: Tensor | None,
+    h: Tensor,
+    act: Tensor,
+    c: Tensor,
+    gates: None,
+    recurrent: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    T, H, B, _, K = act.shape
+    dh_states = act.new_zeros(T + 1, H, B, K)
+    dh_states[1:] = dh.permute(1, 2, 0, 3)
+    if dh_last is not None:
+        dh_states[T] += dh_last.transpose(0, 1)
+    dc = act.new_zeros(H, B, K) if dc_last is None else dc_last.transpose(0, 1).clone()
+    dpre, dh0, dc0 = _run_back(dh_states, dc, act, c, _matrix(recurrent, h.dtype), resets)
+    ordered = act.new_empty(B, T, 4, H, K)
+    for place, block in enumerate(_ORDER):
+        ordered[:, :, block].copy_(dpre[:, :, :, place].permute(2, 0, 1, 3))
+    drecurrent = recurrent_gradient(h, h0, resets, ordered, recurrent)
+    dgates = ordered.to(h.dtype)
+    return dgates, drecurrent, dh0.transpose(0, 1).contiguous(), dc0.transpose(0, 1).contiguous()
+
+
+FORM = Form(forward, backward, kept)

@@ -1,0 +1,298 @@
+"""The multi-head LSTM as Triton kernels: a program keeps one head's matrices and the states of BB rows, for all steps.
+
+Letters: B rows, T steps, H heads, K head width, W that width padded to a block, BB rows of a program, BM (row, step)
+pairs of a program. Importing this needs Triton.
+
+forward_kernel holds what is sequential: one product per gate and step. The backward first recomputes all
+pre-activations from the stored h (preactivations_kernel, parallel over steps), then c (cells_kernel, parallel over
+columns), then walks back; dR is one product afterwards. So h is all that the forward has to store.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotplate.kernels.activations import approximate_sigmoid, approximate_tanh, sigmoid, tanh
+from hotplate.kernels.launch import interpreting, power_of_2
+from hotplate.kernels.recurrence.autograd import Form, Shapes, recurrent_gradient
+
+ROWS = 16  # BB: the least that a matrix unit takes
+STAGES = 3  # steps whose gates are under way; two stages hide less than one memory latency
+COLUMNS = 128  # of a program of cells_kernel
+PAIRS = 64  # BM
+
+
+def warps(W: int) -> int:
+    """Warps of the sequential kernels: a step is a chain of latencies, which more lanes shorten."""
+    return 4 if W <= 32 else W // 8
+
+
+@triton.jit
+def _product(left, right, UPCAST: tl.constexpr):
+    """UPCAST: the interpreter multiplies the bits of bfloat16 as integers."""
+    if UPCAST:
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
+    return tl.dot(left, right, input_precision="ieee")
+
+
+@triton.jit
+def _matrices(recurrent, head, H, R, K, IN_FIRST: tl.constexpr, W: tl.constexpr, EVEN: tl.constexpr):
+    """R_g [in, out] of the four gates, transposed unless IN_FIRST; zeros beyond K."""
+    a, b = tl.arange(0, W)[:, None], tl.arange(0, W)[None, :]
+    if IN_FIRST:  # noqa: SIM108 (a conditional expression of blocks is no constexpr branch)
+        at = recurrent + (head % R) * K * K + a * K + b
+    else:
+        at = recurrent + (head % R) * K * K + b * K + a
+    gate = R * K * K
+    if EVEN:
+        return tl.load(at), tl.load(at + gate), tl.load(at + 2 * gate), tl.load(at + 3 * gate)
+    inside = (a < K) & (b < K)
+    i, f = tl.load(at, mask=inside, other=0.0), tl.load(at + gate, mask=inside, other=0.0)
+    return i, f, tl.load(at + 2 * gate, mask=inside, other=0.0), tl.load(at + 3 * gate, mask=inside, other=0.0)
+
+
+@triton.jit(do_not_specialize=["T"])
+def forward_kernel(
+    gates, recurrent, h0, c0, keep, h, h_last, c_last, T, B, H, R, K, row_stride, step_stride, gate_stride, head_stride,
+    offset, W: tl.constexpr, BB: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, FAST: tl.constexpr,
+    HALF: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """h0, c0 [B, H, K] and keep [B, T + 1] may be None; keep is 0 where a document starts. EVEN: K is W.
+
+    A reset multiplies the state at the end of the step before, where h and c still lie as sums do; masking the
+    operand of the next product instead took two thirds more instructions.
+    """
+    head = tl.program_id(0)
+    row = tl.program_id(1) * BB + tl.arange(0, BB)
+    k = tl.arange(0, W)
+    inside = (row < B)[:, None]
+    if not EVEN:
+        inside = inside & (k < K)[None, :]
+    R_i, R_f, R_z, R_o = _matrices(recurrent, head, H, R, K, True, W, EVEN)
+    state = row[:, None] * (H * K) + head * K + k[None, :]
+    h_now = tl.zeros([BB, W], tl.float32)
+    c = tl.zeros([BB, W], tl.float32)
+    if h0 is not None:
+        h_now = tl.load(h0 + state, mask=inside, other=0.0)
+    if c0 is not None:
+        c = tl.load(c0 + state, mask=inside, other=0.0)
+    if keep is not None:
+        kept = tl.load(keep + row * (T + 1), mask=row < B, other=0.0)[:, None]
+        h_now = h_now * kept
+        c = c * kept
+    h_now = h_now.to(recurrent.dtype.element_ty)
+    x = gates + row[:, None].to(tl.int64) * row_stride + head * head_stride + k[None, :]
+    out = h + row[:, None].to(tl.int64) * T * (H * K) + head * K + k[None, :]
+    for t in tl.range(0, T, num_stages=STAGES):
+        at = x + tl.cast(t, tl.int64) * step_stride
+        x_i = tl.load(at, mask=inside, other=0.0)
+        x_f = tl.load(at + gate_stride, mask=inside, other=0.0)
+        x_z = tl.load(at + 2 * gate_stride, mask=inside, other=0.0)
+        x_o = tl.load(at + 3 * gate_stride, mask=inside, other=0.0)
+        i = sigmoid(_product(h_now, R_i, UPCAST) + x_i.to(tl.float32), FAST)
+        f = sigmoid(_product(h_now, R_f, UPCAST) + x_f.to(tl.float32) + offset, FAST)
+        z = tanh(_product(h_now, R_z, UPCAST) + x_z.to(tl.float32), FAST)
+        o_pre = _product(h_now, R_o, UPCAST) + x_o.to(tl.float32)
+        c = f * c + i * z
+        if HALF:
+            h_wide = approximate_sigmoid(o_pre, FAST) * approximate_tanh(c, FAST)
+        else:
+            h_wide = sigmoid(o_pre, FAST) * tanh(c, FAST)
+        h_now = h_wide.to(recurrent.dtype.element_ty)
+        tl.store(out + tl.cast(t, tl.int64) * (H * K), h_now, mask=inside)
+        if keep is not None:
+            kept = tl.load(keep + row * (T + 1) + t + 1, mask=row < B, other=0.0)[:, None]
+            h_now = (h_wide * kept).to(recurrent.dtype.element_ty)
+            c = c * kept
+    tl.store(h_last + state, h_now.to(tl.float32), mask=inside)
+    tl.store(c_last + state, c, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def preactivations_kernel(
+    gates, recurrent, h0, keep, h, pre, T, B, H, R, K, row_stride, step_stride, gate_stride, head_stride,
+    W: tl.constexpr, BM: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """pre [B, T, 4, H, K] = gates + (k_t h_{t-1}) R, from h as the forward stored it."""
+    head = tl.program_id(1)
+    gate = tl.program_id(2)
+    pair = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    row = pair // T
+    t = pair % T
+    k = tl.arange(0, W)
+    inside = (row < B)[:, None] & (k < K)[None, :]
+    before = tl.load(
+        h + (pair - 1)[:, None] * (H * K) + head * K + k[None, :], mask=inside & (t > 0)[:, None], other=0.0
+    )
+    if h0 is not None:
+        first = tl.load(h0 + row[:, None] * (H * K) + head * K + k[None, :], mask=inside & (t == 0)[:, None], other=0.0)
+        before = tl.where((t == 0)[:, None], first.to(h.dtype.element_ty), before)
+    if keep is not None:
+        kept = tl.load(keep + pair + row, mask=row < B, other=0.0)[:, None]
+        before = (before.to(tl.float32) * kept).to(h.dtype.element_ty)
+    a, b = k[:, None], k[None, :]
+    matrix = tl.load(recurrent + (gate * R + head % R) * K * K + a * K + b, mask=(a < K) & (b < K), other=0.0)
+    x = gates + row[:, None] * row_stride + t[:, None] * step_stride + gate * gate_stride + head * head_stride + b
+    total = _product(before, matrix, UPCAST) + tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    tl.store(pre + ((pair[:, None] * 4 + gate) * H + head) * K + b, total.to(pre.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def cells_kernel(
+    pre, c0, keep, cells, T, D, offset, BD: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
+    """cells [B, T, D] fp32: k_t c_{t-1}, what a step starts from. D = H K."""
+    blocks = tl.cdiv(D, BD)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    column = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    inside = column < D
+    c = tl.zeros([BD], tl.float32)
+    if c0 is not None:
+        c = tl.load(c0 + row * D + column, mask=inside, other=0.0)
+    for t in tl.range(0, T, num_stages=STAGES):
+        if keep is not None:
+            c = c * tl.load(keep + row * (T + 1) + t)
+        step = row * T + t
+        tl.store(cells + step * D + column, c, mask=inside)
+        at = pre + step * (4 * D) + column
+        i = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        f = tl.load(at + D, mask=inside, other=0.0).to(tl.float32)
+        z = tl.load(at + 2 * D, mask=inside, other=0.0).to(tl.float32)
+        c = sigmoid(f + offset, FAST) * c + sigmoid(i, FAST) * tanh(z, FAST)
+
+
+@triton.jit(do_not_specialize=["T"])
+def backward_kernel(
+    pre, cells, recurrent, keep, dh, dh_last, dc_last, dgates, dh0, dc0, T, B, H, R, K, dh_row, dh_step, dh_head,
+    offset, W: tl.constexpr, BB: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, FAST: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Walks back from the pre-activations and cells. dh_last, dc_last and keep may be None."""
+    head = tl.program_id(0)
+    row = tl.program_id(1) * BB + tl.arange(0, BB)
+    k = tl.arange(0, W)
+    inside = (row < B)[:, None]
+    if not EVEN:
+        inside = inside & (k < K)[None, :]
+    R_i, R_f, R_z, R_o = _matrices(recurrent, head, H, R, K, False, W, EVEN)
+    state = row[:, None] * (H * K) + head * K + k[None, :]
+    dh_now = tl.zeros([BB, W], tl.float32)
+    dc = tl.zeros([BB, W], tl.float32)
+    if dh_last is not None:
+        dh_now = tl.load(dh_last + state, mask=inside, other=0.0)
+    if dc_last is not None:
+        dc = tl.load(dc_last + state, mask=inside, other=0.0)
+    first = row[:, None].to(tl.int64) * T * (H * K) + head * K + k[None, :]
+    first_gate = row[:, None].to(tl.int64) * T * (4 * H * K) + head * K + k[None, :]
+    arriving = dh + row[:, None].to(tl.int64) * dh_row + head * dh_head + k[None, :]
+    for back in tl.range(0, T, num_stages=STAGES):
+        t = tl.cast(T - 1 - back, tl.int64)
+        at = first_gate + t * (4 * H * K)
+        i = sigmoid(tl.load(pre + at, mask=inside, other=0.0).to(tl.float32), FAST)
+        f = sigmoid(tl.load(pre + at + H * K, mask=inside, other=0.0).to(tl.float32) + offset, FAST)
+        z = tanh(tl.load(pre + at + 2 * H * K, mask=inside, other=0.0).to(tl.float32), FAST)
+        o = sigmoid(tl.load(pre + at + 3 * H * K, mask=inside, other=0.0).to(tl.float32), FAST)
+        c_before = tl.load(cells + first + t * (H * K), mask=inside, other=0.0)
+        dh_now += tl.load(arriving + t * dh_step, mask=inside, other=0.0).to(tl.float32)
+        tanh_c = tanh(f * c_before + i * z, FAST)
+        dc += dh_now * o * (1.0 - tanh_c * tanh_c)
+        da_i = (dc * z * i * (1.0 - i)).to(recurrent.dtype.element_ty)
+        da_f = (dc * c_before * f * (1.0 - f)).to(recurrent.dtype.element_ty)
+        da_z = (dc * i * (1.0 - z * z)).to(recurrent.dtype.element_ty)
+        da_o = (dh_now * tanh_c * o * (1.0 - o)).to(recurrent.dtype.element_ty)
+        dc = dc * f
+        tl.store(dgates + at, da_i, mask=inside)
+        tl.store(dgates + at + H * K, da_f, mask=inside)
+        tl.store(dgates + at + 2 * H * K, da_z, mask=inside)
+        tl.store(dgates + at + 3 * H * K, da_o, mask=inside)
+        dh_now = (_product(da_i, R_i, UPCAST) + _product(da_f, R_f, UPCAST)) + (
+            _product(da_z, R_z, UPCAST) + _product(da_o, R_o, UPCAST)
+        )
+        if keep is not None:
+            kept = tl.load(keep + row * (T + 1) + t, mask=row < B, other=0.0)[:, None]
+            dh_now = dh_now * kept
+            dc = dc * kept
+    tl.store(dh0 + state, dh_now, mask=inside)
+    tl.store(dc0 + state, dc, mask=inside)
+
+
+def _keep(resets: Tensor | None) -> Tensor | None:
+    """[B, T + 1] fp32: 0 where a document starts; nothing starts after the last step."""
+    return None if resets is None else torch.nn.functional.pad((~resets).float(), (0, 1), value=1.0)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def kept(B: int, T: int, H: int, K: int) -> Shapes:
+    """Nothing: h and the inputs are enough."""
+    return (0,), (0,)
+
+
+def forward(
+    gates: Tensor,
+    recurrent: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gates, matrix = _rows(gates), recurrent.to(gates.dtype).contiguous()
+    B, T, _, H, K = gates.shape
+    W = max(16, power_of_2(K))
+    h0, c0 = _contiguous(h0, c0)
+    h = gates.new_empty(B, T, H, K)
+    h_last, c_last = (gates.new_empty(B, H, K, dtype=torch.float32) for _ in range(2))
+    forward_kernel[(H, triton.cdiv(B, ROWS))](
+        gates, matrix, h0, c0, _keep(resets), h, h_last, c_last, T, B, H, matrix.shape[1], K, *gates.stride()[:4],
+        forget_offset, W=W, BB=ROWS, STAGES=STAGES, EVEN=K == W, FAST=not interpreting(),
+        HALF=gates.dtype != torch.float32, UPCAST=interpreting(), num_warps=warps(W),
+    )  # fmt: skip
+    return h, h_last, c_last, c_last.new_empty(0), c_last.new_empty(0)
+
+
+def backward(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    dc_last: Tensor | None,
+    h: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gates: Tensor,
+    recurrent: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gates, dh, matrix = _rows(gates), _rows(dh), recurrent.to(gates.dtype).contiguous()
+    B, T, _, H, K = gates.shape
+    R, W, keep = matrix.shape[1], max(16, power_of_2(K)), _keep(resets)
+    h0, c0, dh_last, dc_last = _contiguous(h0, c0, dh_last, dc_last)
+    pre = gates.new_empty(B, T, 4, H, K)
+    cells = gates.new_empty(B, T, H, K, dtype=torch.float32)
+    dgates = gates.new_empty(B, T, 4, H, K)
+    dh0, dc0 = (cells.new_empty(B, H, K) for _ in range(2))
+    preactivations_kernel[(triton.cdiv(B * T, PAIRS), H, 4)](
+        gates, matrix, h0, keep, h, pre, T, B, H, R, K, *gates.stride()[:4],
+        W=W, BM=PAIRS, EVEN=K == W, UPCAST=interpreting(), num_warps=4,
+    )  # fmt: skip
+    cells_kernel[(B * triton.cdiv(H * K, COLUMNS),)](
+        pre, c0, keep, cells, T, H * K, forget_offset, BD=COLUMNS, STAGES=STAGES, FAST=not interpreting(), num_warps=1
+    )
+    backward_kernel[(H, triton.cdiv(B, ROWS))](
+        pre, cells, matrix, keep, dh, dh_last, dc_last, dgates, dh0, dc0, T, B, H, R, K, *dh.stride()[:3],
+        forget_offset, W=W, BB=ROWS, STAGES=STAGES, EVEN=K == W, FAST=not interpreting(), UPCAST=interpreting(),
+        num_warps=warps(W),
+    )  # fmt: skip
+    return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh0, dc0
+
+
+FORM = Form(forward, backward, kept, needs_gates=True)

@@ -1,0 +1,176 @@
+"""The dense LSTM step by step: a product by torch and one fused Triton kernel per step. Any width, any number of rows.
+
+Letters: B rows, T steps, D width, BD columns of a program. Importing this needs Triton.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotplate.kernels.activations import sigmoid, tanh
+from hotplate.kernels.launch import interpreting
+from hotplate.kernels.recurrence.autograd import Form, Shapes, before_each_step, recurrent_gradient
+
+COLUMNS = 256  # BD: two per lane of four warps
+WARPS = 4
+
+
+@triton.jit
+def forward_step(
+    gates, product, keep, c, operand, h, c_next, D, row_stride, gate_stride, h_stride, keep_stride, offset,
+    BD: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """gates, h and keep point at this step (keep, which may be None, at the next). operand: what h multiplies next."""
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside = column < D
+    x = gates + row.to(tl.int64) * row_stride + column
+    p = product + row * (4 * D) + column
+    i = tl.load(x, mask=inside, other=0.0).to(tl.float32) + tl.load(p, mask=inside, other=0.0)
+    f = tl.load(x + gate_stride, mask=inside, other=0.0).to(tl.float32) + tl.load(p + D, mask=inside, other=0.0)
+    z = tl.load(x + 2 * gate_stride, mask=inside, other=0.0).to(tl.float32) + tl.load(p + 2 * D, mask=inside, other=0.0)
+    o = tl.load(x + 3 * gate_stride, mask=inside, other=0.0).to(tl.float32) + tl.load(p + 3 * D, mask=inside, other=0.0)
+    c_now = sigmoid(f + offset, FAST) * tl.load(c + row * D + column, mask=inside, other=0.0)
+    c_now += sigmoid(i, FAST) * tanh(z, FAST)
+    h_now = sigmoid(o, FAST) * tanh(c_now, FAST)
+    tl.store(h + row.to(tl.int64) * h_stride + column, h_now.to(h.dtype.element_ty), mask=inside)
+    if keep is not None:
+        kept = tl.load(keep + row * keep_stride)
+        c_now = c_now * kept
+        h_now = h_now * kept
+    tl.store(c_next + row * D + column, c_now, mask=inside)
+    tl.store(operand + row * D + column, h_now.to(operand.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_step(
+    pre, c, keep, dh_out, dh, dc, dgates, operand, D, pre_stride, dh_stride, keep_stride, offset,
+    BD: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """keep, which may be None, points at the next step, whose dh and dc arrive unmasked. dc is replaced."""
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside = column < D
+    at = row.to(tl.int64) * pre_stride + column
+    i = sigmoid(tl.load(pre + at, mask=inside, other=0.0), FAST)
+    f = sigmoid(tl.load(pre + at + D, mask=inside, other=0.0) + offset, FAST)
+    z = tanh(tl.load(pre + at + 2 * D, mask=inside, other=0.0), FAST)
+    o = sigmoid(tl.load(pre + at + 3 * D, mask=inside, other=0.0), FAST)
+    c_before = tl.load(c + row * D + column, mask=inside, other=0.0)
+    tanh_c = tanh(f * c_before + i * z, FAST)
+    dh_now = tl.load(dh + row * D + column, mask=inside, other=0.0)
+    dc_now = tl.load(dc + row * D + column, mask=inside, other=0.0)
+    if keep is not None:
+        kept = tl.load(keep + row * keep_stride)
+        dh_now = dh_now * kept
+        dc_now = dc_now * kept
+    dh_now += tl.load(dh_out + row.to(tl.int64) * dh_stride + column, mask=inside, other=0.0).to(tl.float32)
+    dc_now += dh_now * o * (1.0 - tanh_c * tanh_c)
+    da_i = (dc_now * z * i * (1.0 - i)).to(operand.dtype.element_ty)
+    da_f = (dc_now * c_before * f * (1.0 - f)).to(operand.dtype.element_ty)
+    da_z = (dc_now * i * (1.0 - z * z)).to(operand.dtype.element_ty)
+    da_o = (dh_now * tanh_c * o * (1.0 - o)).to(operand.dtype.element_ty)
+    to = operand + row * (4 * D) + column
+    tl.store(dgates + at, da_i, mask=inside)
+    tl.store(dgates + at + D, da_f, mask=inside)
+    tl.store(dgates + at + 2 * D, da_z, mask=inside)
+    tl.store(dgates + at + 3 * D, da_o, mask=inside)
+    tl.store(to, da_i, mask=inside)
+    tl.store(to + D, da_f, mask=inside)
+    tl.store(to + 2 * D, da_z, mask=inside)
+    tl.store(to + 3 * D, da_o, mask=inside)
+    tl.store(dc + row * D + column, dc_now * f, mask=inside)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """fp32 sums of 16-bit or fp32 operands, not rounded to 16 bits on the way out."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _keep(resets: Tensor | None, T: int) -> list[Tensor | None]:
+    """Per step and the end [B] fp32 with the stride of T + 1: 0 where a document starts."""
+    if resets is None:
+        return [None] * (T + 1)
+    return list(torch.nn.functional.pad((~resets).float(), (0, 1), value=1.0).unbind(1))
+
+
+def _matrix(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
+    """[4, 1, D, D] -> [D, 4 D]."""
+    return recurrent[:, 0].to(dtype).permute(1, 0, 2).flatten(1)
+
+
+def kept(B: int, T: int, H: int, K: int) -> Shapes:
+    """Cells that each step starts from, and the last."""
+    return (T + 1, B, H * K), (0,)
+
+
+def forward(
+    gates: Tensor,
+    recurrent: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, T, _, _, D = gates.shape
+    x = gates if gates.stride(-1) == 1 else gates.contiguous()
+    matrix, keeps = _matrix(recurrent, gates.dtype), _keep(resets, T)
+    h = gates.new_empty(B, T, 1, D)
+    c = gates.new_empty(T + 1, B, D, dtype=torch.float32)
+    operand = gates.new_zeros(B, D) if h0 is None else h0[:, 0].to(gates.dtype, copy=True)
+    c[0] = 0 if c0 is None else c0[:, 0]
+    if keeps[0] is not None:
+        operand *= keeps[0][:, None]
+        c[0] *= keeps[0][:, None]
+    grid = (B, triton.cdiv(D, COLUMNS))
+    for t in range(T):
+        forward_step[grid](
+            x[:, t], _product(operand, matrix), keeps[t + 1], c[t], operand, h[:, t], c[t + 1], D, x.stride(0),
+            x.stride(2), T * D, T + 1, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=WARPS,
+        )  # fmt: skip
+    return h, operand.float()[:, None], c[T][:, None].clone(), c if keep else c.new_empty(0), c.new_empty(0)
+
+
+def backward(
+    dh: Tensor,
+    dh_last: Tensor | None,
+    dc_last: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    second: Tensor,
+    gates: Tensor,
+    recurrent: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, _, D = h.shape
+    matrix, keeps = _matrix(recurrent, h.dtype), _keep(resets, T)
+    before = before_each_step(h, h0, resets, h.dtype)
+    pre = _product(before.view(B * T, D), matrix).view(B, T, 4, D).add_(gates[:, :, :, 0])
+    arriving = dh if dh.stride(-1) == 1 else dh.contiguous()
+    dgates, operand = h.new_empty(B, T, 4, 1, D), h.new_empty(B, 4 * D)
+    dh_now, dc = (
+        c.new_zeros(B, D) if state is None else state[:, 0].clone(memory_format=torch.contiguous_format)
+        for state in (dh_last, dc_last)
+    )
+    grid = (B, triton.cdiv(D, COLUMNS))
+    for t in range(T - 1, -1, -1):
+        backward_step[grid](
+            pre[:, t], c[t], keeps[t + 1], arriving[:, t], dh_now, dc, dgates[:, t], operand, D, T * 4 * D,
+            arriving.stride(0), T + 1, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=WARPS,
+        )  # fmt: skip
+        dh_now = _product(operand, matrix.mT)
+    if keeps[0] is not None:
+        dh_now, dc = dh_now * keeps[0][:, None], dc * keeps[0][:, None]
+    return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh_now[:, None], dc[:, None]
+
+
+FORM = Form(forward, backward, kept, needs_gates=True)

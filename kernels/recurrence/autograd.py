@@ -1,0 +1,152 @@
+"""Makes torch operators, with fake results and a derivative, of the forms that a recurrence comes in.
+
+A recurrence is (gates [B, T, 4, H, K], recurrent [4, R, K, K], h0, c0, resets, forget_offset) -> (h, h_last, c_last);
+rooms lstm and lstm_dense say what it computes. Torch sees one operator per room, so torch.compile, autocast and
+opcheck treat every form alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotplate.kernels.checks import state_dtype
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to run a recurrence.
+
+    forward(gates, recurrent, h0, c0, resets, forget_offset, keep) -> h, h_last, c_last, and two tensors in the state
+    dtype for the backward, of the shapes kept(B, T, H, K); both are empty unless keep.
+    backward(dh, dh_last, dc_last, h, first, second, gates, recurrent, h0, c0, resets, forget_offset) -> dpre
+    [B, T, 4, H, K], drecurrent, dh0, dc0; gates is None unless needs_gates, dh_last and dc_last are None for zeros.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    kept: Callable[[int, int, int, int], Shapes]
+    needs_gates: bool = False
+
+
+def before_each_step(h: Tensor, h0: Tensor | None, resets: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """k_t h_{t-1} [B, T, H, K] in `dtype`, from h [B, T, H, K] as the forward stored it."""
+    before = torch.zeros_like(h, dtype=dtype, memory_format=torch.contiguous_format)
+    before[:, 1:] = h[:, :-1]
+    if h0 is not None:
+        before[:, 0] = h0.to(h.dtype)
+    return before if resets is None else before.masked_fill_(resets[:, :, None, None], 0)
+
+
+def recurrent_gradient(h: Tensor, h0: Tensor | None, resets: Tensor | None, dpre: Tensor, like: Tensor) -> Tensor:
+    """dR_g = sum over rows and steps of (k_t h_{t-1})^T da_g: [4, R, K, K] in the dtype of `like`, summed in one order.
+
+    dpre [B, T, 4, H, K], in whose dtype the products take their operands.
+    """
+    B, T, H, K = h.shape
+    before = before_each_step(h, h0, resets, dpre.dtype)
+    left = before.view(B * T, H, K).permute(1, 2, 0)
+    if H == 1:
+        product = (left[0] @ dpre.view(B * T, 4 * K)).view(1, K, 4, K)
+    else:
+        product = torch.bmm(left, dpre.permute(3, 0, 1, 2, 4).reshape(H, B * T, 4 * K)).view(H, K, 4, K)
+    if like.shape[1] == 1:
+        product = product.sum(0, keepdim=True, dtype=state_dtype(product.dtype))
+    return product.permute(2, 0, 1, 3).to(like.dtype, memory_format=torch.contiguous_format)
+
+
+def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """(gates, recurrent, h0, c0, resets, forget_offset, impl) -> h, h_last, c_last through torch.ops.hotplate.<room>.
+
+    form: the form that an impl names, asked for when it runs: Triton's is imported no sooner.
+    h comes in the dtype of gates, the states in the state dtype. Gradients to gates, recurrent, h0 and c0; a second
+    derivative raises.
+    """
+
+    @torch.library.custom_op(f"hotplate::{room}", mutates_args=())
+    def run(
+        gates: Tensor,
+        recurrent: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        resets: Tensor | None,
+        forget_offset: float,
+        impl: str,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return form(impl).forward(gates, recurrent, h0, c0, resets, forget_offset, keep)
+
+    @run.register_fake
+    def _(
+        gates: Tensor, recurrent: Any, h0: Any, c0: Any, resets: Any, forget_offset: Any, impl: str, keep: bool
+    ) -> Any:
+        B, T, _, H, K = gates.shape
+        wide = state_dtype(gates.dtype)
+        shapes = form(impl).kept(B, T, H, K) if keep else ((0,), (0,))
+        states = [gates.new_empty(shape, dtype=wide) for shape in ((B, H, K), (B, H, K), *shapes)]
+        return gates.new_empty(B, T, H, K), *states
+
+    @torch.library.custom_op(f"hotplate::{room}_backward", mutates_args=())
+    def run_backward(
+        dh: Tensor,
+        dh_last: Tensor | None,
+        dc_last: Tensor | None,
+        h: Tensor,
+        first: Tensor,
+        second: Tensor,
+        gates: Tensor | None,
+        recurrent: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        resets: Tensor | None,
+        forget_offset: float,
+        impl: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        saved = (h, first, second, gates, recurrent, h0, c0, resets)
+        return form(impl).backward(dh, dh_last, dc_last, *saved, forget_offset)
+
+    @run_backward.register_fake
+    def _(
+        dh: Any, dh_last: Any, dc_last: Any, h: Tensor, first: Any, second: Any, gates: Any, recurrent: Tensor, *_: Any
+    ) -> Any:
+        B, T, H, K = h.shape
+        states = [h.new_empty(B, H, K, dtype=state_dtype(h.dtype)) for _ in range(2)]
+        return h.new_empty(B, T, 4, H, K), torch.empty_like(recurrent, memory_format=torch.contiguous_format), *states
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        gates, recurrent, h0, c0, resets, forget_offset, impl, _ = inputs
+        h, _, _, first, second = output
+        kept_gates = gates if form(impl).needs_gates else None
+        ctx.save_for_backward(h, first, second, kept_gates, recurrent, h0, c0, resets)
+        ctx.forget_offset, ctx.impl = forget_offset, impl
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(first, second)
+
+    def derive(ctx: Any, dh: Tensor | None, dh_last: Tensor | None, dc_last: Tensor | None, *_: Any) -> Any:
+        h = ctx.saved_tensors[0]
+        dh = torch.zeros_like(h) if dh is None else dh
+        gradients = run_backward(dh, dh_last, dc_last, *ctx.saved_tensors, ctx.forget_offset, ctx.impl)
+        needed = [gradient if need else None for gradient, need in zip(gradients, ctx.needs_input_grad, strict=False)]
+        return *needed, None, None, None, None
+
+    run.register_autograd(derive, setup_context=remember)
+
+    def call(
+        gates: Tensor,
+        recurrent: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        resets: Tensor | None,
+        forget_offset: float,
+        impl: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = (gates, recurrent, h0, c0)
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
+        h, h_last, c_last, _, _ = run(gates, recurrent, h0, c0, resets, forget_offset, impl, keep)
+        return h, h_last, c_last
+
+    return call

@@ -1,0 +1,56 @@
+"""lstm_diagonal's Triton kernels in the interpreter; test_interpreted.py runs this file with TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+from numerics import assert_bitwise, check, run
+
+from hotplate.kernels.lstm_diagonal import lstm_diagonal, streaming
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+SPAN, COLUMNS = streaming.SPAN, streaming.COLUMNS_PER_WARP * streaming.NUM_WARPS
+
+
+def form(impl, resets=None, **options):
+    return lambda gates, recurrent, *starts: lstm_diagonal(
+        gates, recurrent, *(starts or [None, None]), resets, impl=impl, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 1, 33), torch.bfloat16),
+        ((3, 5, 1), torch.float32),
+        ((1, SPAN, 17), torch.bfloat16),
+        ((2, SPAN + 1, 17), torch.float16),
+        ((1, 2, COLUMNS + 1), torch.float32),
+    ],
+    ids=str,
+)
+def test_error_is_within_budget(shape, dtype):
+    B, T, D = shape
+    options = {"resets": torch.rand(B, T) < 0.3, "forget_offset": 1.0}
+    inputs = [torch.randn(B, T, 4, D).to(dtype), torch.randn(4, D), torch.randn(B, D), torch.randn(B, D)]
+    check(form("triton", **options), form("reference", **options), inputs)
+
+
+def test_resets_at_every_place_and_no_start():
+    """Row 0 is reset at every even step, row 1 at every odd one."""
+    T = SPAN + 1
+    resets = (torch.arange(T) + torch.arange(2)[:, None]) % 2 == 0
+    check(form("triton", resets), form("reference", resets), [torch.randn(2, T, 4, 9), torch.randn(4, 9)])
+
+
+def test_runs_repeat_bitwise():
+    inputs, upstream = [torch.randn(1, 9, 4, 3), torch.randn(4, 3)], [torch.randn(1, 9, 3), *torch.randn(2, 1, 3)]
+    for mine, other in zip(*(run(form("triton"), inputs, upstream) for _ in range(2)), strict=True):
+        assert_bitwise("again", mine, other)
+
+
+def test_a_nan_shows():
+    gates = torch.randn(1, 4, 4, 3)
+    gates[0, 1, 1, 0] = torch.nan
+    with torch.no_grad():
+        h, h_last, _ = lstm_diagonal(gates, torch.randn(4, 3), impl="triton")
+    assert h[0, 1:, 0].isnan().all() and h_last[0, 0].isnan() and h[..., 1:].isfinite().all()

@@ -1,0 +1,26 @@
+"""Runs the Triton kernels in Triton's interpreter: every interpreted_*.py, in a process of their own.
+
+The interpreter is chosen when a kernel is defined, and it patches triton.language: kernels that another test compiles
+must live in another process.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def test_kernels_agree_with_the_definition_in_the_interpreter():
+    files = sorted(HERE.glob("interpreted_*.py"))
+    assert {"interpreted_qlstm", "interpreted_lstm_diagonal"} <= {path.stem for path in files}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *map(str, files)],
+        cwd=HERE.parent.parent,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and " skipped" not in done.stdout, done.stdout + done.stderr
