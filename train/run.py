@@ -11,6 +11,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
+from hotplate.kernels import native
 from hotplate.model.cost import cost, device_peak_flops
 from hotplate.model.lm import LanguageModel
 from hotplate.model.state import State
@@ -226,6 +227,8 @@ class Session:
         self.records = Sinks(sinks, console.complain)
         lines = describe(self.config, self.ranks, self.precision, self.layout, self.plan, self.folder)
         console.say("\n".join([f"run folder  {self.folder}", *lines, describe_data(source, self.plan)]))
+        if self.config.model.recurrent and self.ranks.device.type == "cpu":
+            console.say(f"kernels     {native.status()}")
         if saved is not None:
             console.say(f"resumed     {saved.path} at step {since}")
 
