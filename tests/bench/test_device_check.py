@@ -1,0 +1,46 @@
+"""The check that runs first on a GPU machine, here on the CPU's kernels: it passes right ones and catches wrong ones."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from hotplate.bench import device_check
+from hotplate.kernels import native
+
+FLAGS = ["--quick", "--device", "cpu", "--dtypes", "float32"]
+
+
+@pytest.mark.parametrize("impl", ["eager", "native"])
+def test_right_kernels_pass(impl: str, capsys) -> None:
+    if impl == "native":
+        assert native.why_not("qlstm") is None, "the native kernels are not built here"
+    assert device_check.main([*FLAGS, "--impl", impl]) == 0
+    out = capsys.readouterr().out
+    assert "0 wrong" in out and "refused" not in out and "lstm_dense" in out
+
+
+@pytest.mark.parametrize("defect", ["value", "gradient", "nan", "repetition"])
+def test_wrong_kernels_are_caught(defect: str, monkeypatch, capsys) -> None:
+    check, B, T = next(device_check.checks(quick=True))
+    calls = []
+
+    def wrong(gates, *others, impl, **options):
+        if impl == "reference":
+            return check.op(gates, *others, impl=impl, **options)
+        calls.append(impl)
+        if defect == "gradient":
+            gates = gates + 1e-3 * (gates - gates.detach())
+        h, c = check.op(gates, *others, impl=impl, **options)
+        if defect == "value":
+            h = h * 1.001
+        if defect == "nan":
+            h = torch.where(torch.arange(h.shape[1])[:, None] == 3, float("nan"), h)
+        if defect == "repetition":
+            h = h + 1e-7 * len(calls)
+        return h, c
+
+    planted = dataclasses.replace(check, op=wrong)
+    monkeypatch.setattr(device_check, "checks", lambda quick: iter([(planted, B, T)]))
+    assert device_check.main([*FLAGS, "--impl", "eager"]) == 1
+    assert "WRONG" in capsys.readouterr().out
