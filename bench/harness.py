@@ -22,7 +22,8 @@ Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
 MIN_ROUNDS = 5  # fewer have no 20th and 80th percentile worth the name
-RATE_TRIES = 30  # the best of them: a neighbour on the machine must not lower the rate
+RATE_TRIES = 15  # the best of them: a neighbour on the machine must not lower the rate
+CPU_SIDES, GPU_SIDES = (512, 1024, 2048), (4096, 8192)  # of square products: which is fastest depends on caches
 CASE_SECONDS = 20.0  # after this long a case makes do with MIN_ROUNDS
 CACHE_FLUSH_BYTES = 256 << 20  # larger than the last-level cache of any GPU this runs on
 
@@ -141,8 +142,6 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
     large = device == "cuda"
     source = torch.empty((1 << 30) if large else (64 << 20), dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
-    side = 8192 if large else 1024
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def best_seconds(call: Callable[[], object]) -> float:
         times = []
@@ -156,8 +155,12 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
             times.append(time.perf_counter() - begin)
         return min(times)
 
-    copy_s, product_s = best_seconds(lambda: target.copy_(source)), best_seconds(lambda: left @ right)
-    return Rates(2 * source.numel() / copy_s, 2 * side**3 / product_s)
+    def product_rate(side: int) -> float:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        return 2 * side**3 / best_seconds(lambda: left @ right)
+
+    copy_s = best_seconds(lambda: target.copy_(source))
+    return Rates(2 * source.numel() / copy_s, max(map(product_rate, GPU_SIDES if large else CPU_SIDES)))
 
 
 def floor_ms(case: Case, rates: Rates) -> float | None:
