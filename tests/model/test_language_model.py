@@ -273,8 +273,9 @@ FORWARDS = [
 
 
 @pytest.mark.parametrize(("name", "config", "plain"), FORWARDS, ids=[name for name, _, _ in FORWARDS])
-def test_logits_and_loss_equal_an_independent_forward(name, config, plain) -> None:
-    model, tokens = build(config), random_tokens()
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_logits_and_loss_equal_an_independent_forward(impl, name, config, plain) -> None:
+    model, tokens = build(replace(config, mixer=replace(config.mixer, impl=impl))), random_tokens()
     expected = plain(model, tokens)
     batch = rows_of(tokens)
     x, _ = model.hidden(batch)
