@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from tiny import TINY, invented_text
 from hotplate.train import checkpoint
 from hotplate.train.commands import data, evaluate, generate, guarded, train
 from hotplate.train.data.dataset import Dataset
-from hotplate.train.data.shards import write_shard
+from hotplate.train.data.shards import HEADER
 from hotplate.train.data.tokenizer import train_tokenizer
 
 
@@ -75,13 +77,16 @@ def test_foreign_shard(own: Path, refuse_training, content: bytes) -> None:
 
 
 def test_token_id_outside_the_vocabulary(own: Path, refuse_training) -> None:
-    found, shard = Dataset.open(own), shard_of(own)
-    ids = np.full(400, 7)
-    ids[123] = 2048
-    sha = found.manifest.tokenizer_sha256
-    shard.unlink()
-    with pytest.raises(ValueError, match=r"2[,]?048"):
-        write_shard(shard, [ids], vocab=2048, eod=found.eod, tokenizer_sha256=sha)
+    """A shard whose header is whole but claims fewer ids than its tokens use."""
+    shard = shard_of(own)
+    raw = shard.read_bytes()
+    fields = list(HEADER.unpack(raw[: HEADER.size]))
+    fields[6], fields[-1] = 300, 0  # vocabulary, checksum
+    header = HEADER.pack(*fields)[:-4]
+    shard.write_bytes(header + struct.pack("<I", zlib.crc32(header)) + raw[HEADER.size :])
+    body = np.frombuffer(raw, np.uint16, fields[4], HEADER.size)
+    at = int((body >= 300).argmax())
+    assert f"{shard}: id {body[at]} at offset {at} is outside the vocabulary of 300" in refuse_training(own)
 
 
 def test_tokeniser_that_is_not_the_data_sets(own: Path, refuse_training, tmp_path: Path) -> None:
