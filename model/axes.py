@@ -1,6 +1,7 @@
 """Which axis of each parameter means what: the one declaration behind parameter groups, costs and growth.
 
-Axis names: vocab, position, residual, heads (heads * head_width, or kv), ffn, head_in, head_out, state.
+Axis names: vocab, position, residual, heads (heads * head_width, or kv), ffn, head_in, head_out,
+head_width, gates (stacked maps or vectors, one per gate).
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,14 @@ class Axes:
     blocks: tuple[int, ...] = ()
 
     @property
+    def matrix(self) -> bool:
+        """A map between two axes of features, or several stacked; a stack of vectors (one per gate) is none."""
+        return len(self.names) >= 2 and "gates" not in self.names[-2:]
+
+    @property
     def hidden_matrix(self) -> bool:
         """A matrix between hidden features, where orthogonalised updates (Muon) apply."""
-        return len(self.names) >= 2 and not {"vocab", "position"} & set(self.names)
+        return self.matrix and not {"vocab", "position"} & set(self.names)
 
 
 class Linear(nn.Linear):

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+MixerKind = Literal["attention", "qlstm", "lstm", "lstm_dense", "lstm_diagonal"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
     """The part of a block that moves information along time."""
 
-    kind: Literal["attention", "qlstm", "lstm"] = "attention"
-    """attention, qlstm (gates see the input only) or lstm (gates also see h of the previous step)"""
+    kind: MixerKind = "attention"
+    """attention; qlstm (gates see the input only); lstm, lstm_dense, lstm_diagonal (gates also see h of the previous
+    step: of their own head, of every feature, of their own feature)"""
     heads: int = 8
     """heads; a recurrent mixer's state width is heads * head_width"""
     head_width: int = 32
@@ -37,6 +40,9 @@ class MixerConfig:
                 f"mixer: want kv_heads that divides heads {self.heads}, got {self.kv_heads}; "
                 "grouped-query attention gives each key/value head the same number of query heads"
             )
+        for option, kind in (("coupled", "qlstm"), ("shared_recurrent", "lstm")):
+            if getattr(self, option) and self.kind != kind:
+                raise ValueError(f"mixer: {option} belongs to kind {kind}, got kind {self.kind}; leave it out")
 
     @property
     def width(self) -> int:
