@@ -79,8 +79,8 @@ class ModelConfig:
     """which projections carry a bias: all, only query/key/value, or none"""
     tied: bool = False
     """head shares the embedding's matrix"""
-    embedding_scale: bool = True
-    """multiply the token embedding by sqrt(width)"""
+    embedding_scale: float | None = None
+    """multiplier of the token embedding; none = sqrt(width)"""
     init_std: float = 0.02
     """standard deviation of all matrices; the MLP's second one is divided by sqrt(2 * layers)"""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
-from hotplate.model.axes import Embedding, Linear
+from hotplate.model.axes import Axes, Embedding, Linear
 from hotplate.model.batch import Batch
 from hotplate.model.block import Block, build_norm
 from hotplate.model.config import ModelConfig
@@ -40,7 +40,11 @@ class LanguageModel(nn.Module):
             self.position = Embedding("position", config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = build_norm(config)
-        if not config.tied:
+        if config.tied:  # the shared matrix is copied for the embedding; the norm makes up for the head's wider sum
+            self.norm.axes = {  # type: ignore[assignment]
+                name: Axes(("residual",), powers=(("residual", -1.0),)) for name, _ in self.norm.named_parameters()
+            }
+        else:
             self.head = Linear("residual", config.width, "vocab", (config.vocab,), bias=False)
 
     @staticmethod
@@ -98,8 +102,9 @@ class LanguageModel(nn.Module):
                 f"got {tokens.shape[1]}; raise model.context or shorten the window"
             )
         x = self.embedding(tokens)
-        if config.embedding_scale:
-            x = x * math.sqrt(config.width)
+        scale = math.sqrt(config.width) if config.embedding_scale is None else config.embedding_scale
+        if scale != 1:
+            x = x * scale
         if config.positions == "learned":
             x = x + self.position(positions)
         if torch.is_autocast_enabled(x.device.type):  # residual stream in the compute dtype

@@ -43,7 +43,7 @@ def _decoder(layers: int, width: int, ffn: int, heads: int, kv_heads: int, **cha
         norm="rmsnorm",
         positions="rotary",
         bias="none",
-        embedding_scale=False,
+        embedding_scale=1.0,
         tied=True,
     )
     return replace(config, **changes)

@@ -74,9 +74,11 @@ class GatedByState(Recurrent):
     operation: ClassVar[Callable[..., tuple[Tensor, Tensor, Tensor]]]
 
     def __init__(self, config: ModelConfig, recurrent: tuple[int, ...], axes: tuple[str, ...]) -> None:
+        """Recurrent weights [4, *recurrent]; where they are matrices, the last two axes are (in, out)."""
         super().__init__(config)
         self.recurrent = nn.Parameter(torch.empty(4, *recurrent))
-        self.axes = {"recurrent": Axes(("gates", *axes))}
+        last = len(recurrent)
+        self.axes = {"recurrent": Axes(("gates", *axes), reads=last - 1 if last > 1 else None, writes=last)}
 
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
         """x [B, T, D] -> update [B, T, D]; state `h` and `c` [B, *features] fp32."""
@@ -104,8 +106,8 @@ class LSTM(GatedByState):
 
     def __init__(self, config: ModelConfig) -> None:
         mixer = config.mixer
-        matrices = 1 if mixer.shared_recurrent else mixer.heads
-        super().__init__(config, (matrices, mixer.head_width, mixer.head_width), ("heads", "head_in", "head_out"))
+        K, stack = mixer.head_width, (1, "shared") if mixer.shared_recurrent else (mixer.heads, "head")
+        super().__init__(config, (stack[0], K, K), (stack[1], "head_width", "head_width"))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         shape = (self.mixer.heads, self.mixer.head_width)
