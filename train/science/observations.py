@@ -24,7 +24,7 @@ from numpy import ndarray
 
 from hotplate.model.config import ModelConfig
 from hotplate.model.cost import cost
-from hotplate.train import checkpoint
+from hotplate.train import checkpoint, published
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.settings import merge
@@ -159,9 +159,11 @@ def check_comparable(runs: Sequence[Run], metric: Metric, split: str) -> None:
 
 
 def gather(paths: Sequence[str], metric: Metric, split: str, grouping: Grouping) -> list[Observation]:
-    """Observations of runs and tables among `paths`. InputError for none, a bad file, or mixed metrics."""
+    """Observations of runs and tables (`published` is the shipped one) among `paths`. InputError for none, a bad file, or
+    mixed metrics."""
     if not paths:
         raise InputError("want run folders, sweep folders, or tables of points (.toml, .json); got none")
+    paths = [str(published.FILE) if path == "published" else path for path in paths]
     tables = [path for path in paths if path.endswith((".toml", ".json"))]
     folders = [path for path in paths if path not in tables]
     runs = find_runs(folders) if folders else []
