@@ -114,7 +114,9 @@ def _polish(N: ndarray, D: ndarray, L: ndarray, starts: list[ndarray]) -> tuple[
         huber = np.where(np.abs(error) <= DELTA, error**2 / 2, DELTA * (np.abs(error) - DELTA / 2))
         slope = clipped * shares
         gradient = [*slope.sum(1), -(slope[0] * n).sum(), -(slope[1] * d).sum()]
-        return float(huber.sum()) / DELTA**2, np.array(gradient) / DELTA**2  # in units of delta, far from the tolerances
+        return float(huber.sum()) / DELTA**2, np.array(
+            gradient
+        ) / DELTA**2  # in units of delta, far from the tolerances
 
     found = []
     for start in starts:

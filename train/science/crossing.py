@@ -35,7 +35,9 @@ class Crossing:
 
     def __str__(self) -> str:
         place = "do not cross" if self.at is None else f"cross at {self.at:.4g}"
-        low, high = (f"beyond {self.horizon:.3g}" if np.isinf(edge) else f"{edge:.3g}" for edge in (self.low, self.high))
+        low, high = (
+            f"beyond {self.horizon:.3g}" if np.isinf(edge) else f"{edge:.3g}" for edge in (self.low, self.high)
+        )
         return f"{place} ({self.level:.0%}: {low} to {high}; no crossing by {self.horizon:.3g}: {self.never:.0%})"
 
 

@@ -184,7 +184,9 @@ def read_table(path: Path, metric: Metric) -> list[Observation]:
     if not isinstance(values, dict) or not isinstance(values.get("point"), list) or not values["point"]:
         raise InputError(f"{path}: want metric = ... and one or more [[point]], got {str(values)[:80]}")
     if values.get("metric") != metric:
-        raise InputError(f"{path}: its metric is {values.get('metric')!r}, asked for {metric!r}; choose one by --metric")
+        raise InputError(
+            f"{path}: its metric is {values.get('metric')!r}, asked for {metric!r}; choose one by --metric"
+        )
     return [_point(values, f"{path}: point {number}") for number, values in enumerate(values["point"], 1)]
 
 
