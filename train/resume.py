@@ -10,7 +10,7 @@ from hotplate.train.settings import to_table
 
 # Changing these makes it another run; changing those below changes the course of this one.
 STRUCTURAL = ("model.", "batch", "seed", "data.mode", "data.window", "data.document_resets", "optimizer.kind")
-COURSE = ("budget", "tokens_per_second", "precision", "optimizer.", "schedule.")
+COURSE = ("budget", "tokens_per_second", "reference", "precision", "optimizer.", "schedule.")
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _resumed_plan(
     """The stored plan: a budget is turned into steps once. A changed budget (if allowed) makes a new one."""
     changed = resume.check_config(saved.trainer["config"], config)
     resume.check_data(saved.trainer, dataset, config.data.allow_change)
-    if {"budget", "tokens_per_second"} & set(changed):
+    if {"budget", "tokens_per_second", "reference"} & set(changed):
         return plan_run(config, ranks, precision, layout)
     return Plan(**saved.trainer["plan"])
 

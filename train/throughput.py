@@ -3,9 +3,12 @@
 Languini Kitchen section 1.2: forward, loss, backward and optimiser step; warm-up excluded; data loading excluded.
 """
 
+import contextlib
+import math
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -24,12 +27,19 @@ MINIMUM_STEPS = 3
 
 @dataclass(frozen=True)
 class Throughput:
-    """Median over the timed steps, per accelerator."""
+    """Timed steps of one accelerator; rates come from the median."""
 
-    tokens_per_second: float
-    step_seconds: float
-    samples: int
     tokens_per_step: int
+    step_seconds: float  # median, of the slowest rank
+    mean_seconds: float
+    deviation_seconds: float
+    samples: int
+    model_bytes: int  # weights
+    peak_bytes: int | None  # most memory in use: allocated on a GPU, resident in this process on a CPU
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.step_seconds
 
 
 def random_batch(config: ModelConfig, rows: int, window: int, device: torch.device, seed: int = 0) -> Batch:
@@ -55,13 +65,15 @@ def measure(
     *,
     rows: int,
     window: int,
-    seconds: float,
+    seconds: float = math.inf,
 ) -> Throughput:
-    """Time updates of `rows` x `window` tokens on a model of its own, for at most about `seconds` (at least three
-    steps). The model that is trained later never sees it. Ranks measure at the same time and share the slowest rate."""
+    """Time 14 updates of `rows` x `window` tokens on a model of its own, or fewer (at least three) when they take more
+    than about `seconds`. The model that is trained later never sees it. Ranks measure at the same time and share the
+    slowest rate."""
     alone = Ranks(0, 1, ranks.device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = LanguageModel.build(config, seed=0, device=ranks.device, dtype=dtype)
+    _reset_peak(ranks.device)
     step = Step(model, Optimizer(model, optimizer), alone, precision, targets=rows * window)
     batch = random_batch(config, rows, window, ranks.device)
     states = [model.initial_state(rows) if batch.slots is not None else None]
@@ -79,8 +91,33 @@ def measure(
     slowest = torch.tensor(statistics.median(times), device=ranks.device)
     if ranks.world > 1:
         torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
-    step_seconds = float(slowest.item())
-    return Throughput(rows * window / step_seconds, step_seconds, len(times), rows * window)
+    return Throughput(
+        tokens_per_step=rows * window,
+        step_seconds=float(slowest.item()),
+        mean_seconds=statistics.mean(times),
+        deviation_seconds=statistics.stdev(times),
+        samples=len(times),
+        model_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        peak_bytes=_peak(ranks.device),
+    )
+
+
+def _reset_peak(device: torch.device) -> None:
+    """Start a new high-water mark of memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (mark := Path("/proc/self/clear_refs")).exists():
+        with contextlib.suppress(OSError):  # not allowed everywhere; then the mark is the process's highest
+            mark.write_text("5", encoding="ascii")
+
+
+def _peak(device: torch.device) -> int | None:
+    """Most bytes in use since `_reset_peak`; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,0 +1,188 @@
+"""The protocol's throughput of a model on this machine: the best batch found by a bounded search, kept in a cache.
+
+Batches double from one row. The search ends when a batch does not fit (an allocation fails, or on a CPU the estimate
+exceeds the free memory, since the kernel would kill the process instead), when two in a row are no faster than the best
+so far, at `limit` rows, or when its time is spent. The batch with the most measured tokens/s wins, not the largest that
+fits, and is timed again in full.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotplate.kernels.native.build import cache_folder
+from hotplate.model.cost import cost, device_peak_flops
+from hotplate.train.config import TrainConfig
+from hotplate.train.environment import environment
+from hotplate.train.errors import InputError
+from hotplate.train.plan import Layout, memory
+from hotplate.train.ranks import Ranks
+from hotplate.train.step import resolve_precision
+from hotplate.train.throughput import TIMED_STEPS, Throughput, measure
+
+PATIENCE = 2  # larger batches in a row that are no faster
+PROBE_SECONDS = 10.0  # of timed steps per batch while searching
+USABLE = 0.8  # of a CPU's free memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One batch size, in the columns of the published throughput tables."""
+
+    model: str
+    device: str
+    precision: str
+    rows: int
+    window: int
+    parameters: int
+    non_embedding_parameters: int
+    training_flops_per_token: int
+    model_mib: float | None = None
+    peak_mib: float | None = None
+    mean_step_ms: float | None = None
+    deviation_step_ms: float | None = None
+    median_step_ms: float | None = None
+    steps_per_second: float | None = None
+    samples: int = 0
+    tokens_per_second: float = 0.0
+    mfu_causal: float | None = None
+    out_of_memory: bool = False
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows * self.window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """All batches tried, the best first measured in full, and where it was done."""
+
+    best: Row
+    tried: tuple[Row, ...]
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"best": asdict(self.best), "tried": [asdict(row) for row in self.tried], "machine": self.environment}
+
+
+def search(name: str, config: TrainConfig, ranks: Ranks, *, limit: int, seconds: float, refresh: bool) -> Search:
+    """The cached result for this model, machine and versions, or a new one. InputError when not one row fits."""
+    facts = environment(ranks.device)
+    path = _cache_path(config, facts, limit)
+    if path.is_file() and not refresh and (kept := _read(path)) is not None:
+        return kept
+    tried = _double(
+        lambda rows, most: try_rows(name, config, ranks, rows, most), limit=limit, ends=time.monotonic() + seconds
+    )
+    best = max(tried, key=lambda row: row.tokens_per_second)
+    if best.out_of_memory:
+        raise InputError(f"{name}: not even one row of {config.data.window} tokens fits the memory; shorten the window")
+    if best.samples < TIMED_STEPS:
+        best = try_rows(name, config, ranks, best.rows, math.inf)
+    found = Search(best=best, tried=tuple(tried), environment=facts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    return found
+
+
+def _double(attempt: Callable[[int, float], Row], *, limit: int, ends: float) -> list[Row]:
+    """Rows of one, two, four ... until the search ends (see the module)."""
+    tried: list[Row] = []
+    best, slower, rows = 0.0, 0, 1
+    while rows <= limit and slower < PATIENCE and (not tried or time.monotonic() < ends):
+        row = attempt(rows, PROBE_SECONDS)
+        tried.append(row)
+        if row.out_of_memory:
+            break
+        slower = 0 if row.tokens_per_second > best else slower + 1
+        best, rows = max(best, row.tokens_per_second), 2 * rows
+    return tried
+
+
+def try_rows(name: str, config: TrainConfig, ranks: Ranks, rows: int, seconds: float) -> Row:
+    """Measure one batch size; a row that says so when it does not fit."""
+    precision, window = resolve_precision(config, ranks.device), config.data.window
+    costs = cost(config.model, window)
+    row = Row(
+        model=name,
+        device=str(environment(ranks.device)["name"]),
+        precision=precision,
+        rows=rows,
+        window=window,
+        parameters=costs.parameters,
+        non_embedding_parameters=costs.parameters - costs.embedding_parameters,
+        training_flops_per_token=costs.training_flops,
+    )
+    needed = memory(replace(config, batch=rows), costs, precision, Layout(range(rows), 1)).total
+    if ranks.device.type == "cpu" and needed > USABLE * _free_memory():
+        return replace(row, out_of_memory=True)
+    try:
+        found = measure(config.model, config.optimizer, ranks, precision, rows=rows, window=window, seconds=seconds)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return replace(row, out_of_memory=True)
+    return _filled(row, found, device_peak_flops(ranks.device))
+
+
+def _filled(row: Row, found: Throughput, peak: float | None) -> Row:
+    speed = found.tokens_per_second
+    return replace(
+        row,
+        model_mib=found.model_bytes / 2**20,
+        peak_mib=None if found.peak_bytes is None else found.peak_bytes / 2**20,
+        mean_step_ms=found.mean_seconds * 1e3,
+        deviation_step_ms=found.deviation_seconds * 1e3,
+        median_step_ms=found.step_seconds * 1e3,
+        steps_per_second=1 / found.step_seconds,
+        samples=found.samples,
+        tokens_per_second=speed,
+        mfu_causal=None if peak is None else speed * row.training_flops_per_token / peak,
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or a CPU."""
+    told = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in told
+
+
+def _free_memory() -> float:
+    """Bytes that a CPU process can still get; infinity where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return math.inf
+    return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable")), math.inf)
+
+
+def _cache_path(config: TrainConfig, facts: dict[str, Any], limit: int) -> Path:
+    told = {key: facts[key] for key in ("name", "device", "threads", "versions", "revision", "cpu_capability", "cuda")}
+    optimizer = asdict(config.optimizer) | {"lr": None}  # the rate changes no time
+    key = [asdict(config.model), optimizer, config.data.window, config.precision, limit, told]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_folder().parent / "throughput" / f"{digest}.json"
+
+
+def _read(path: Path) -> Search | None:
+    """A kept result; None when it cannot be read, and is made again."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(Row(**row) for row in values["tried"])
+        return Search(best=Row(**values["best"]), tried=rows, environment=values["machine"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
