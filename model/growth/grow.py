@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from hotplate.model.config import ModelConfig
 from hotplate.model.growth import expand
-from hotplate.model.growth.depth import Depth, deepen
+from hotplate.model.growth.depth import Depth, deepen, sources
 from hotplate.model.growth.factors import Factors
 from hotplate.model.growth.maps import copied_axes, select, unchanged_axes, within_heads
 from hotplate.model.growth.strategies import Strategy, declared_axes, widen
@@ -29,16 +30,22 @@ def grow(
     return deepen(grown, wide, factors.depth, depth)
 
 
-def grow_recurrent_state(state: State, config: ModelConfig, factors: Factors) -> State:
-    """Copies of a carried state, for models of the same depth; feature axes of the mixers' state_shapes."""
+def grow_recurrent_state(state: State, config: ModelConfig, factors: Factors, depth: Depth = "identity") -> State:
+    """Copies of a carried state, feature by feature; blocks that start as identities start from zero."""
     maps = copied_axes(config, factors)
 
     def copied(x: Tensor) -> Tensor:
         if x.dim() == 3:  # [B, heads, head_width]
-            return x.index_select(1, maps["head"].source).index_select(2, maps["head_width"].source)
-        return x.index_select(1, maps["heads"].source)
+            picks = maps["head"].source.to(x.device), maps["head_width"].source.to(x.device)
+            return x.index_select(1, picks[0]).index_select(2, picks[1])
+        return x.index_select(1, maps["heads"].source.to(x.device))
 
-    return state.map(copied)
+    wide = state.map(copied)
+    layers = [
+        {name: torch.zeros_like(x) if silent else x.clone() for name, x in wide.layers[source].items()}
+        for source, silent in sources(config.layers, factors.depth, depth)
+    ]
+    return State(tuple(layers))
 
 
 def shrink(weights: Mapping[str, Tensor], config: ModelConfig, small: ModelConfig) -> dict[str, Tensor]:

@@ -79,10 +79,7 @@ def error(small: LanguageModel, factors: Factors, strategy: Strategy, depth: str
     config, weights = grow(weights_of(small), small.config, factors, strategy, depth)
     start = carried(small, len(tokens))
     wide = large(config, weights, dtype)
-    begin = grow_recurrent_state(start, small.config, factors)
-    if factors.depth > 1:  # added blocks start from zero
-        empty, copied, n = wide.initial_state(len(tokens)).layers, begin.layers, factors.depth
-        begin = State(tuple(copied[k // n] if k % n == 0 else layer for k, layer in enumerate(empty)))
+    begin = grow_recurrent_state(start, small.config, factors, depth)
     expected = logits(small, tokens, start)
     return ((logits(wide, tokens, begin) - expected).abs().max() / expected.abs().max()).item()
 
