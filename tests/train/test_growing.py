@@ -29,11 +29,11 @@ def last(folder: Path) -> Path:
 
 def test_a_run_grows_and_goes_on_where_it_was(train_tiny, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    flags = ("--budget=40steps", f"--run.folder={folder}", "--optimizer.lr=1e-2", "--growth.strategy.snr-db=20")
+    flags = ("--budget=120steps", f"--run.folder={folder}", "--optimizer.lr=1e-2", "--growth.strategy.snr-db=20")
     assert train_tiny(*flags, *WIDER) == 0
-    assert "parameters after step 20" in capsys.readouterr().out
+    assert "parameters after step 60" in capsys.readouterr().out
     course = dict(losses(folder))
-    assert abs(course[21] - course[20]) < 0.5 and course[40] < course[20] - 0.2
+    assert abs(course[61] - course[60]) < 0.5 and course[120] < course[60] - 0.2
     found = checkpoint.load(last(folder))
     assert found.trainer["model"]["width"] == 64 and found.model["embedding.weight"].shape == (2048, 64)
     assert load_trained(folder, torch.device("cpu")).model.config.mixer.heads == 4
