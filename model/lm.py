@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
-from hotplate.model.axes import Axes, Embedding, Linear
+from hotplate.model.axes import Embedding, Linear
 from hotplate.model.batch import Batch
 from hotplate.model.block import Block, build_norm
 from hotplate.model.config import ModelConfig
@@ -40,11 +40,7 @@ class LanguageModel(nn.Module):
             self.position = Embedding("position", config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = build_norm(config)
-        if config.tied:  # the shared matrix is copied for the embedding; the norm makes up for the head's wider sum
-            self.norm.axes = {  # type: ignore[assignment]
-                name: Axes(("residual",), powers=(("residual", -1.0),)) for name, _ in self.norm.named_parameters()
-            }
-        else:
+        if not config.tied:
             self.head = Linear("residual", config.width, "vocab", (config.vocab,), bias=False)
 
     @staticmethod
@@ -68,7 +64,13 @@ class LanguageModel(nn.Module):
         x, state = self.hidden(batch, state)
         weights = batch.weights
         with self._own_precision(x):
-            loss = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
+            loss = linear_cross_entropy(
+                x.flatten(0, 1),
+                self._head_for(x),
+                batch.targets.flatten(),
+                weights.flatten(),
+                logit_scale=self.config.logit_scale,
+            )
         return Output(loss, weights.sum(), state)
 
     @torch.no_grad()
@@ -76,7 +78,9 @@ class LanguageModel(nn.Module):
         """Per target: nll in nats (fp32 [B, T]), how many logits beat it (int64 [B, T]); and the next state."""
         x, state = self.hidden(batch, state)
         with self._own_precision(x):
-            nll, rank = linear_scores(x.flatten(0, 1), self._head_for(x), batch.targets.flatten())
+            nll, rank = linear_scores(
+                x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), logit_scale=self.config.logit_scale
+            )
         return nll.view_as(batch.weights), rank.view_as(batch.targets), state
 
     @staticmethod
@@ -110,7 +114,7 @@ class LanguageModel(nn.Module):
         if torch.is_autocast_enabled(x.device.type):  # residual stream in the compute dtype
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if config.positions == "rotary":
-            turned = rotation(positions, config.mixer.head_width, config.mixer.rope_theta)
+            turned = rotation(positions, config.mixer.rotary_width, config.mixer.rope_theta)
             rows = Rows(rows.resets, rows.cu_seqlens, turned)
         if state is None:
             state = self.initial_state(tokens.shape[0])
@@ -122,7 +126,8 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Features [..., D] -> logits [..., V]."""
-        return x @ self._head_for(x).t()
+        logits = x @ self._head_for(x).t()
+        return logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
 
     def initial_state(self, rows: int, cache: bool = False) -> State:
         """Zero state for `rows` rows; with `cache`, attention layers keep keys and values (for sampling)."""

@@ -39,6 +39,17 @@ TINY = {
 }
 SHARED = replace(TINY["lstm"], mixer=replace(TINY["lstm"].mixer, shared_recurrent=True))
 COUPLED_TINY = replace(TINY["qlstm"], mixer=replace(TINY["qlstm"].mixer, coupled=True))
+NEOX = replace(
+    TINY["decoder"],
+    mlp="gelu_erf",
+    parallel=True,
+    norm="layernorm",
+    bias="all",
+    tied=False,
+    mixer=MixerConfig(heads=2, head_width=8, rotary_fraction=0.25),
+)
+OLMO = replace(TINY["decoder"], norm="plain_layernorm", bias="none", mixer=MixerConfig(heads=2, head_width=8))
+OPT = replace(TINY["gpt"], mlp="relu", embedding_scale=1.0, tied=True)
 RELU2 = replace(TINY["decoder"], mlp="relu2", bias="none", tied=False)
 
 

@@ -56,7 +56,7 @@ def factors_between(old: ModelConfig, new: ModelConfig) -> Factors:
             )
     factors = Factors(**{name: after // before for name, (before, after) in sizes.items()})
     made = grown_config(old, factors)
-    for field in ("vocab", "context", "mlp", "norm", "norm_eps", "positions", "bias", "tied"):
+    for field in ("vocab", "context", "mlp", "parallel", "norm", "norm_eps", "positions", "bias", "tied"):
         if getattr(made, field) != getattr(new, field):
             raise ValueError(
                 f"growth: {field} is {getattr(old, field)!r} in the small model and {getattr(new, field)!r} in the "
@@ -85,6 +85,8 @@ def grown_config(old: ModelConfig, factors: Factors) -> ModelConfig:
         width=old.width * factors.width,
         ffn=old.ffn * factors.ffn,
         embedding_scale=scale,  # stays: the copies hold the same values
+        # A tied matrix is copied for the embedding and cannot be divided for the head.
+        logit_scale=old.logit_scale / (factors.width if old.tied else 1),
         mixer=replace(
             mixer,
             heads=mixer.heads * factors.heads,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import COUPLED_TINY, RELU2, SHARED, TINY, build, random_tokens, rows_of
+from models import COUPLED_TINY, NEOX, OLMO, OPT, RELU2, SHARED, TINY, build, random_tokens, rows_of
 
 from hotplate.model.config import ModelConfig
 from hotplate.model.growth.factors import Factors, factors_between, grown_config
@@ -21,6 +21,9 @@ MODELS = {
     "lstm-shared": SHARED,
     "qlstm-coupled": COUPLED_TINY,
     "relu2": RELU2,
+    "neox": NEOX,
+    "olmo": OLMO,
+    "opt": OPT,
     "no-positions": GROUPED,
     "qk-norm": NORMED,
     "multi-query": ONE_KEY,

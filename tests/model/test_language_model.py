@@ -149,7 +149,7 @@ def test_bad_configs_and_windows_say_what_to_change() -> None:
         MixerConfig(heads=8, kv_heads=3)
     with pytest.raises(ValueError, match="sizes >= 1"):
         ModelConfig(layers=0)
-    with pytest.raises(ValueError, match="even head_width"):
+    with pytest.raises(ValueError, match="even number of rotating features, got 7"):
         ModelConfig(positions="rotary", mixer=MixerConfig(head_width=7))
     with pytest.raises(ValueError, match="rotary positions need"):
         ModelConfig(positions="rotary", mixer=MixerConfig(kind="qlstm"))
