@@ -47,8 +47,8 @@ def lay_out(config: TrainConfig, ranks: Ranks) -> Layout:
 def plan_run(
     config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout, *, always_measure: bool = False
 ) -> Plan:
-    """Steps and tokens of the run. The throughput is the given one, or the published one of the reference card, or it is
-    measured when the budget is in time (or `always_measure`)."""
+    """Steps and tokens of the run. The throughput is the given one, or the published one of the reference card, or it
+    is measured when the budget is in time (or `always_measure`)."""
     budget = Budget.parse(config.budget)
     speed = config.tokens_per_second
     if speed is None and config.reference is not None:

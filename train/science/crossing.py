@@ -1,11 +1,12 @@
 """Where two families' laws meet, with an interval, and how a throughput gain moves the point.
 
-Both families are fitted against accelerator-hours. The one that is worse at the start overtakes where the laws cross; each
-pair of bootstrap replicates crosses somewhere of its own or not at all within the horizon. A family that becomes g times
-faster has the same law in tokens, so in hours y(h) = law(g h): no new training is needed to see where it would cross.
+Both families are fitted against accelerator-hours. The one that is worse at the start overtakes where the laws cross;
+each pair of bootstrap replicates crosses somewhere of its own or not at all within the horizon. A family that becomes g
+times faster has the same law in tokens, so in hours y(h) = law(g h): no new training is needed to see where it would
+cross.
 
-For two power laws without floor that cross at h0, with exponents b (the one that becomes faster) and b', the new crossing
-is h0 g^(-b / (b - b')): it depends on the ratio of the exponents alone (`moved`).
+For two power laws without floor that cross at h0, with exponents b (the one that becomes faster) and b', the new
+crossing is h0 g^(-b / (b - b')): it depends on the ratio of the exponents alone (`moved`).
 """
 
 from dataclasses import dataclass

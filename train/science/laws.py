@@ -116,8 +116,8 @@ def check_points(x: ndarray, y: ndarray, form: Form, what: str) -> None:
     if slope >= 0:
         first, last = (float(y[x == edge].mean()) for edge in (x.min(), x.max()))
         raise InputError(
-            f"{what}: the values do not fall: {first:.4g} at {x.min():.4g}, {last:.4g} at {x.max():.4g}; no scaling law "
-            "describes that. Are the runs trained to the end of their schedule, with the same data and metric?"
+            f"{what}: the values do not fall: {first:.4g} at {x.min():.4g}, {last:.4g} at {x.max():.4g}; no scaling "
+            "law describes that. Are the runs trained to the end of their schedule, with the same data and metric?"
         )
 
 
