@@ -149,8 +149,8 @@ def _check_folders(runs: Sequence[Planned], where: str) -> None:
         if changed:
             key = changed[0]
             raise InputError(
-                f"{where}: {run.folder} holds a run of another plan: {key} was {saved.get(key)!r}, is {now.get(key)!r}; "
-                "choose another folder"
+                f"{where}: {run.folder} holds a run of another plan: {key} was {saved.get(key)!r}, "
+                f"is {now.get(key)!r}; choose another folder"
             )
 
 
