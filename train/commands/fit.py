@@ -13,11 +13,11 @@ from hotplate.train import console, settings
 from hotplate.train.errors import InputError
 from hotplate.train.science.chinchilla import ChinchillaFit, fit_chinchilla
 from hotplate.train.science.comparison import (
-    FIT_COLUMNS,
     Question,
     amount,
     ask,
     describe_fit,
+    fit_columns,
     fit_families,
     fit_record,
     note,
@@ -61,7 +61,9 @@ def _one_axis(observations: list[Observation], config: FitConfig) -> dict[str, A
     fits = fit_families(observations, config.axis, config.question)
     metric = config.question.metric
     rows = [describe_fit(family, found, config.axis) for family, found in fits.items()]
-    console.table(f"{metric} of {config.question.split} against {UNITS[config.axis]}", FIT_COLUMNS, rows)
+    console.table(
+        f"{metric} of {config.question.split} against {UNITS[config.axis]}", fit_columns(config.question.form), rows
+    )
     record: dict[str, Any] = {family: fit_record(found, config.axis) for family, found in fits.items()}
     if config.at:
         lines = []

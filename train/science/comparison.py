@@ -83,22 +83,24 @@ def edge(value: float | None, axis: Axis, horizon: float) -> str:
 def describe_fit(family: str, found: Fit, axis: Axis) -> list[str]:
     """Cells: family, runs, coefficient and exponent with intervals, floor, error."""
     low, high = found.parameter_interval("b")
-    floor = ""
+    floor = []
     if found.form == "floor":
         bounds = found.parameter_interval("c")
-        floor = f"{float(found.law.c):.4g} [{bounds[0]:.4g}, {bounds[1]:.4g}]"
+        floor = [f"{float(found.law.c):.4g} [{bounds[0]:.4g}, {bounds[1]:.4g}]"]
     return [
         family,
         str(len(found.x)),
         f"{amount(float(found.x.min()), axis)} to {amount(float(found.x.max()), axis)}",
         f"{float(found.law.a):.4g}",
         f"{float(found.law.b):.4f} [{low:.4f}, {high:.4f}]",
-        floor,
+        *floor,
         f"{found.error:.2g}",
     ]
 
 
-FIT_COLUMNS = ["family", "runs", "measured", "a", "exponent b", "floor c", "rms"]
+def fit_columns(form: Form) -> list[str]:
+    """What `describe_fit` gives."""
+    return ["family", "runs", "measured", "a", "exponent b", *(["floor c"] if form == "floor" else []), "rms"]
 
 
 def note(question: Question) -> str:
@@ -109,7 +111,7 @@ def note(question: Question) -> str:
         "runs": "whole runs drawn anew",
     }[question.bootstrap.over]
     boot = question.bootstrap
-    return f"intervals: {boot.level:.0%} of {boot.replicates:,} bootstrap replicates ({how}), seed {boot.seed}"
+    return f"Intervals: {boot.level:.0%} of {boot.replicates:,} bootstrap replicates ({how}), seed {boot.seed}"
 
 
 def fit_record(found: Fit, axis: Axis) -> dict[str, Any]:
