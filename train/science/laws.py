@@ -93,7 +93,8 @@ def quantiles(values_Rn: ndarray, level: float) -> tuple[ndarray, ndarray]:
 
 
 def fit(x: ndarray, y: ndarray, form: Form, resampling: Resampling, what: str = "fit") -> Fit:
-    """The law through (x [n], y [n]) with its replicates. InputError for too few, wrong or rising points."""
+    """The law through (x [n], y [n]) with its replicates, which differ with the name `what`: two families must not share
+    their random draws. InputError for too few, wrong or rising points."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     check_points(x, y, form, what)
     law = solve(x, y, form)
@@ -154,7 +155,7 @@ def _project(z: ndarray, y: ndarray, b: ndarray) -> tuple[ndarray, ndarray, ndar
 
 
 def _replicate(x: ndarray, y: ndarray, law: PowerLaw, form: Form, resampling: Resampling, what: str) -> PowerLaw:
-    random, n = np.random.default_rng(resampling.seed), len(x)
+    random, n = np.random.default_rng([resampling.seed, *what.encode()]), len(x)
     shape = (resampling.replicates, n)
     if resampling.over == "residuals":
         left = n - PARAMETERS[form]
