@@ -67,6 +67,7 @@ setup(
             "mypy>=1.13",
             "pyarrow>=15",
             "tensorboard>=2.16",
+            "submitit>=1.5",
             "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU
         ],
     },

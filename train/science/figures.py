@@ -39,7 +39,7 @@ PALETTE = {
 }
 FAMILIES = tuple(PALETTE)[3:]
 PHASES = {"train": 1.0, "evaluate": 0.55, "measure": 0.4, "save": 0.3, "data": 0.2, "sample": 0.14, "start-up": 0.1}
-NICE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+NICE = (1, 1.1, 1.2, 1.35, 1.5, 1.7, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9)
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",

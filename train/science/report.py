@@ -164,7 +164,8 @@ def _findings(made: Comparison) -> list[tuple[str, str]]:
         found.append((f"{float(fits[steepest].law.b):.3f}", told))
     if made.met:
         first = min(made.met, key=lambda crossing: crossing.at or float("inf"))
-        told = f"{first.overtaking} meets {first.leading}; no crossing by then in {first.never:.0%} of the replicates"
+        far = amount(made.horizon, "hours")
+        told = f"{first.overtaking} meets {first.leading}; no crossing by {far} in {first.never:.0%} of the replicates"
         found.append((edge(first.at, "hours", made.horizon), told))
     return found
 
