@@ -10,6 +10,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "train": "hotplate.train.commands.train",
     "evaluate": "hotplate.train.commands.evaluate",
     "generate": "hotplate.train.commands.generate",
+    "grow": "hotplate.train.commands.grow",
     "data": "hotplate.train.commands.data",
     "throughput": "hotplate.train.commands.throughput",
     "sweep": "hotplate.train.commands.sweep",

@@ -27,7 +27,7 @@ from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision, Step
 from hotplate.train.throughput import random_batch
 
-MODELS = ("gpt-mini", "qlstm-mini", "lstm-mini")
+MODELS = ("gpt-mini", "qlstm-mini", "lstm-mini", "lstm-dense-mini", "lstm-diagonal-mini")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 ADAMW = OptimizerConfig()
 Forward = Callable[[LanguageModel, Tensor], Tensor]
@@ -115,18 +115,19 @@ def plain_qlstm(model: LanguageModel, tokens: Tensor) -> Tensor:
 def plain_lstm(model: LanguageModel, tokens: Tensor) -> Tensor:
     """Logits [B, T, V] with one step of the recurrence at a time, gradients by autograd."""
     mixer = model.config.mixer
+    features = (mixer.heads, mixer.head_width) if mixer.kind == "lstm" else (mixer.width,)
+    product = {"lstm": "bhk,ghkj->bghj", "lstm_dense": "bk,gkj->bgj", "lstm_diagonal": "bk,gk->bgk"}[mixer.kind]
 
     def mix(name: str, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        gates = F.linear(x, w[f"{name}.gates.weight"], w[f"{name}.gates.bias"])
-        gates = gates.unflatten(-1, (4, mixer.heads, mixer.head_width))
+        gates = F.linear(x, w[f"{name}.gates.weight"], w[f"{name}.gates.bias"]).unflatten(-1, (4, *features))
         recurrent = w[f"{name}.recurrent"]
-        h = c = x.new_zeros(x.shape[0], mixer.heads, mixer.head_width)
+        h = c = x.new_zeros(x.shape[0], *features)
         outputs = []
         for step in gates.unbind(1):
-            i, f, z, o = (step + torch.einsum("bhk,ghkj->bghj", h, recurrent)).unbind(1)
+            i, f, z, o = (step + torch.einsum(product, h, recurrent)).unbind(1)
             c = torch.sigmoid(f + mixer.forget_offset) * c + torch.sigmoid(i) * torch.tanh(z)
             h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h.flatten(-2))
+            outputs.append(h.flatten(1))
         return torch.stack(outputs, 1)
 
     return _plain(model, tokens, mix)
@@ -135,7 +136,7 @@ def plain_lstm(model: LanguageModel, tokens: Tensor) -> Tensor:
 PLAIN: dict[str, tuple[str, Forward]] = {
     "attention": ("plain SDPA", plain_gpt),
     "qlstm": ("block matrix", plain_qlstm),
-    "lstm": ("step loop", plain_lstm),
+    **{kind: ("step loop", plain_lstm) for kind in ("lstm", "lstm_dense", "lstm_diagonal")},
 }
 
 

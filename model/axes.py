@@ -1,8 +1,10 @@
-"""Which axis of each parameter means what: the one declaration behind parameter groups, costs and growth.
+"""Which axis of each parameter means what: the one declaration behind parameter groups, costs, growth and scaling.
 
-Axis names: vocab, position, residual, heads (heads * head_width, or kv), ffn, head_in, head_out, state.
+Axis names: vocab, position, residual, ffn, heads (features of all heads: heads * head_width), kv_heads (the same for
+key/value heads), head (a head's number), shared (one matrix for all heads), head_width, gates (one map or vector each).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,31 +12,58 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Axes:
-    """Meaning of a parameter's axes; `blocks` are the row counts of the matrices stacked along axis 0."""
+    """Meaning of a parameter's axes.
+
+    `blocks` are the row counts of what is stacked along axis 0, and `stacked` the axis name of each. A parameter maps
+    axis `reads` (summed over; None for vectors) to axis `writes`. `powers` gives, per block (or for the whole), an axis
+    and a power: the function stays the same when that axis is copied n times if the values are scaled by n ** power.
+    """
 
     names: tuple[str, ...]
     blocks: tuple[int, ...] = ()
+    stacked: tuple[str, ...] = ()
+    reads: int | None = None
+    writes: int = 0
+    powers: tuple[tuple[str, float] | None, ...] = ()
+
+    @property
+    def matrix(self) -> bool:
+        """A map between two axes of features, or several stacked; a stack of vectors (one per gate) is none."""
+        return self.reads is not None
 
     @property
     def hidden_matrix(self) -> bool:
         """A matrix between hidden features, where orthogonalised updates (Muon) apply."""
-        return len(self.names) >= 2 and not {"vocab", "position"} & set(self.names)
+        return self.matrix and not {"vocab", "position"} & set(self.names)
 
 
 class Linear(nn.Linear):
     """A projection that knows its axes: weight [sum(blocks), inputs], one block per stacked matrix."""
 
-    def __init__(self, input_axis: str, inputs: int, output_axis: str, blocks: tuple[int, ...], bias: bool) -> None:
+    def __init__(
+        self,
+        input_axis: str,
+        inputs: int,
+        output_axes: str | Sequence[str],
+        blocks: tuple[int, ...],
+        bias: bool,
+        powers: tuple[tuple[str, float] | None, ...] = (),
+    ) -> None:
+        """`output_axes`: one name per block, or one for all."""
         super().__init__(inputs, sum(blocks), bias=bias)
-        self.axes = {"weight": Axes((output_axis, input_axis), blocks), "bias": Axes((output_axis,), blocks)}
+        stacked = (output_axes,) * len(blocks) if isinstance(output_axes, str) else tuple(output_axes)
+        self.axes = {
+            "weight": Axes((stacked[0], input_axis), blocks, stacked, reads=1, powers=powers),
+            "bias": Axes(stacked[:1], blocks, stacked, powers=powers),
+        }
 
 
 class Embedding(nn.Embedding):
-    """A look-up table that knows its axes."""
+    """A look-up table that knows its axes: a map from one-hot rows to features."""
 
     def __init__(self, rows_axis: str, rows: int, width: int) -> None:
         super().__init__(rows, width)
-        self.axes = {"weight": Axes((rows_axis, "residual"))}
+        self.axes = {"weight": Axes((rows_axis, "residual"), reads=0, writes=1)}
 
 
 def parameter_axes(model: nn.Module) -> dict[str, tuple[Tensor, Axes]]:

@@ -1,4 +1,4 @@
-"""A residual block: x + mixer(norm(x)), then x + mlp(norm(x)).
+"""A residual block: x + mixer(norm(x)), then x + mlp(norm(x)); or both at once.
 
 Letters: B rows, T steps, D width, F hidden features of the MLP.
 """
@@ -15,13 +15,14 @@ from hotplate.model.state import LayerState
 
 
 def build_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm with weight and bias, or RMSNorm with weight, over the residual stream."""
-    kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
-    return kind(config.width, eps=config.norm_eps)
+    """LayerNorm with or without gain and bias, or RMSNorm with gain, over the residual stream."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return nn.LayerNorm(config.width, eps=config.norm_eps, elementwise_affine=config.norm == "layernorm")
 
 
 class MLP(nn.Module):
-    """D -> F -> D with GELU (tanh form), squared ReLU, or a SiLU gate (then `up` stacks gate and value)."""
+    """D -> F -> D with GELU, ReLU, its square, or a SiLU gate (then `up` stacks gate and value)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -36,9 +37,10 @@ class MLP(nn.Module):
         if self.kind == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
             return self.down(F.silu(gate) * value)
-        if self.kind == "relu2":
-            return self.down(F.relu(hidden).square())
-        return self.down(F.gelu(hidden, approximate="tanh"))
+        if self.kind.startswith("relu"):
+            hidden = F.relu(hidden)
+            return self.down(hidden.square() if self.kind == "relu2" else hidden)
+        return self.down(F.gelu(hidden, approximate="tanh" if self.kind == "gelu" else "none"))
 
 
 class Block(nn.Module):
@@ -50,9 +52,12 @@ class Block(nn.Module):
         self.mixer: Mixer = mixers.build(config)
         self.mlp_norm = build_norm(config)
         self.mlp = MLP(config)
+        self.parallel = config.parallel
 
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
         """x [B, T, D] -> the same shape, and the layer's next state."""
         update, state = self.mixer(self.mixer_norm(x), rows, state)
+        if self.parallel:
+            return x + update + self.mlp(self.mlp_norm(x)), state
         x = x + update
         return x + self.mlp(self.mlp_norm(x)), state

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+MixerKind = Literal["attention", "qlstm", "lstm", "lstm_dense", "lstm_diagonal"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
     """The part of a block that moves information along time."""
 
-    kind: Literal["attention", "qlstm", "lstm"] = "attention"
-    """attention, qlstm (gates see the input only) or lstm (gates also see h of the previous step)"""
+    kind: MixerKind = "attention"
+    """attention; qlstm (gates see the input only); lstm, lstm_dense, lstm_diagonal (gates also see h of the previous
+    step: of their own head, of every feature, of their own feature)"""
     heads: int = 8
     """heads; a recurrent mixer's state width is heads * head_width"""
     head_width: int = 32
@@ -20,6 +23,8 @@ class MixerConfig:
     """attention: RMSNorm over each query and key head before the rotation"""
     rope_theta: float = 10_000.0
     """attention: base wavelength of rotary positions"""
+    rotary_fraction: float = 1.0
+    """attention: share of each head's features, from the first, that rotate"""
     coupled: bool = False
     """qlstm: input gate = 1 - forget gate, one projection fewer"""
     shared_recurrent: bool = False
@@ -37,11 +42,19 @@ class MixerConfig:
                 f"mixer: want kv_heads that divides heads {self.heads}, got {self.kv_heads}; "
                 "grouped-query attention gives each key/value head the same number of query heads"
             )
+        for option, kind in (("coupled", "qlstm"), ("shared_recurrent", "lstm")):
+            if getattr(self, option) and self.kind != kind:
+                raise ValueError(f"mixer: {option} belongs to kind {kind}, got kind {self.kind}; leave it out")
 
     @property
     def width(self) -> int:
         """Features that the mixer works on: heads * head_width."""
         return self.heads * self.head_width
+
+    @property
+    def rotary_width(self) -> int:
+        """Features of a head that rotate."""
+        return int(self.rotary_fraction * self.head_width)
 
     @property
     def groups(self) -> int:
@@ -64,17 +77,22 @@ class ModelConfig:
     context: int = 512
     """longest window a model with learned positions can see; sampling keeps at most this many tokens"""
     mixer: MixerConfig = field(default_factory=MixerConfig)
-    mlp: Literal["gelu", "swiglu", "relu2"] = "gelu"
-    """gelu (tanh form), swiglu (gated) or relu2 (squared ReLU)"""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    mlp: Literal["gelu", "gelu_erf", "relu", "relu2", "swiglu"] = "gelu"
+    """gelu (tanh form), gelu_erf (exact), relu, relu2 (squared) or swiglu (gated)"""
+    parallel: bool = False
+    """mixer and MLP read the same stream and are added together (GPT-NeoX), instead of one after the other"""
+    norm: Literal["layernorm", "plain_layernorm", "rmsnorm"] = "layernorm"
+    """layernorm (gain and bias), plain_layernorm (neither; OLMo) or rmsnorm (gain)"""
     norm_eps: float = 1e-5
     positions: Literal["learned", "rotary", "none"] = "learned"
     bias: Literal["all", "qkv", "none"] = "all"
     """which projections carry a bias: all, only query/key/value, or none"""
     tied: bool = False
     """head shares the embedding's matrix"""
-    embedding_scale: bool = True
-    """multiply the token embedding by sqrt(width)"""
+    embedding_scale: float | None = None
+    """multiplier of the token embedding; none = sqrt(width)"""
+    logit_scale: float = 1.0
+    """multiplier of the logits"""
     init_std: float = 0.02
     """standard deviation of all matrices; the MLP's second one is divided by sqrt(2 * layers)"""
 
@@ -82,8 +100,11 @@ class ModelConfig:
         sizes = {name: getattr(self, name) for name in ("layers", "width", "ffn", "vocab", "context")}
         if bad := {name: value for name, value in sizes.items() if value < 1}:
             raise ValueError(f"model: want sizes >= 1, got {bad}")
-        if self.positions == "rotary" and self.mixer.head_width % 2:
-            raise ValueError(f"model: want an even head_width for rotary positions, got {self.mixer.head_width}")
+        if self.positions == "rotary" and (self.mixer.rotary_width % 2 or self.mixer.rotary_width < 2):
+            raise ValueError(
+                f"model: want an even number of rotating features, got {self.mixer.rotary_width}: "
+                f"rotary_fraction {self.mixer.rotary_fraction:g} of head_width {self.mixer.head_width}"
+            )
         if self.positions == "rotary" and self.mixer.kind != "attention":
             raise ValueError(f"model: rotary positions need mixer.kind attention, got {self.mixer.kind}; use none")
 

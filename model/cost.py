@@ -68,7 +68,8 @@ def _mixing_flops(config: ModelConfig, window: int, causal: bool) -> int:
     if config.mixer.kind == "attention":
         keys = (window + 1) / 2 if causal else window
         return round(2 * 2 * width * keys) * config.layers
-    return 6 * width * config.layers  # f*c + i*z and o*tanh(c), counting no transcendental
+    by_state = 8 * width if config.mixer.kind == "lstm_diagonal" else 0  # one multiply-add per gate
+    return (6 * width + by_state) * config.layers  # f*c + i*z and o*tanh(c), counting no transcendental
 
 
 def device_peak_flops(device: torch.device) -> float | None:

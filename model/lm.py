@@ -64,7 +64,13 @@ class LanguageModel(nn.Module):
         x, state = self.hidden(batch, state)
         weights = batch.weights
         with self._own_precision(x):
-            loss = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
+            loss = linear_cross_entropy(
+                x.flatten(0, 1),
+                self._head_for(x),
+                batch.targets.flatten(),
+                weights.flatten(),
+                logit_scale=self.config.logit_scale,
+            )
         return Output(loss, weights.sum(), state)
 
     @torch.no_grad()
@@ -72,7 +78,9 @@ class LanguageModel(nn.Module):
         """Per target: nll in nats (fp32 [B, T]), how many logits beat it (int64 [B, T]); and the next state."""
         x, state = self.hidden(batch, state)
         with self._own_precision(x):
-            nll, rank = linear_scores(x.flatten(0, 1), self._head_for(x), batch.targets.flatten())
+            nll, rank = linear_scores(
+                x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), logit_scale=self.config.logit_scale
+            )
         return nll.view_as(batch.weights), rank.view_as(batch.targets), state
 
     @staticmethod
@@ -98,14 +106,15 @@ class LanguageModel(nn.Module):
                 f"got {tokens.shape[1]}; raise model.context or shorten the window"
             )
         x = self.embedding(tokens)
-        if config.embedding_scale:
-            x = x * math.sqrt(config.width)
+        scale = math.sqrt(config.width) if config.embedding_scale is None else config.embedding_scale
+        if scale != 1:
+            x = x * scale
         if config.positions == "learned":
             x = x + self.position(positions)
         if torch.is_autocast_enabled(x.device.type):  # residual stream in the compute dtype
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if config.positions == "rotary":
-            turned = rotation(positions, config.mixer.head_width, config.mixer.rope_theta)
+            turned = rotation(positions, config.mixer.rotary_width, config.mixer.rope_theta)
             rows = Rows(rows.resets, rows.cu_seqlens, turned)
         if state is None:
             state = self.initial_state(tokens.shape[0])
@@ -117,7 +126,8 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Features [..., D] -> logits [..., V]."""
-        return x @ self._head_for(x).t()
+        logits = x @ self._head_for(x).t()
+        return logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
 
     def initial_state(self, rows: int, cache: bool = False) -> State:
         """Zero state for `rows` rows; with `cache`, attention layers keep keys and values (for sampling)."""

@@ -5,9 +5,8 @@ from the width). nano fits a CPU. decoder-* are the modern form: RMSNorm, rotary
 """
 
 from dataclasses import replace
-from typing import Literal
 
-from hotplate.model.config import MixerConfig, ModelConfig
+from hotplate.model.config import MixerConfig, MixerKind, ModelConfig
 
 #       layers, width, ffn, heads, head width
 SIZES = {
@@ -21,7 +20,7 @@ SIZES = {
 }
 
 
-def _languini(kind: Literal["attention", "qlstm", "lstm"], size: str) -> ModelConfig:
+def _languini(kind: MixerKind, size: str) -> ModelConfig:
     layers, width, ffn, heads, head_width = SIZES[size]
     return ModelConfig(
         layers=layers,
@@ -44,7 +43,7 @@ def _decoder(layers: int, width: int, ffn: int, heads: int, kv_heads: int, **cha
         norm="rmsnorm",
         positions="rotary",
         bias="none",
-        embedding_scale=False,
+        embedding_scale=1.0,
         tied=True,
     )
     return replace(config, **changes)
@@ -54,6 +53,8 @@ PRESETS: dict[str, ModelConfig] = {
     **{f"gpt-{size}": _languini("attention", size) for size in SIZES},
     **{f"qlstm-{size}": _languini("qlstm", size) for size in SIZES},
     **{f"lstm-{size}": _languini("lstm", size) for size in SIZES},
+    **{f"lstm-dense-{size}": _languini("lstm_dense", size) for size in SIZES},
+    **{f"lstm-diagonal-{size}": _languini("lstm_diagonal", size) for size in SIZES},
     "decoder-nano": _decoder(4, 128, 384, 4, 2, head_width=32),
     "decoder-micro": _decoder(6, 256, 768, 8, 4, head_width=32),
     "decoder-135m": _decoder(  # SmolLM2-135M's shape

@@ -4,6 +4,7 @@ Protocol hours are tokens over the throughput measured before training (Languini
 decide when a run ends. Paid hours are the wall clock times the accelerators, and `Goodput` says where they went.
 """
 
+import bisect
 import contextlib
 import re
 import time
@@ -45,34 +46,75 @@ class Plan:
     steps: int
     tokens_per_step: int
     tokens_per_second: float | None  # per accelerator; None when the budget is not in time and none was given
+    grows_after: int | None = None  # updates of the small model, in a run that grows
+    grown_tokens_per_second: float | None = None  # of the large one
 
     @property
     def tokens(self) -> int:
         return self.steps * self.tokens_per_step
 
+    def _cost(self, steps: float) -> float:
+        """What `steps` updates cost, in updates of the first model."""
+        if self.grows_after is None or steps <= self.grows_after:
+            return steps
+        dearer = 1.0
+        if self.tokens_per_second is not None and self.grown_tokens_per_second is not None:
+            dearer = self.tokens_per_second / self.grown_tokens_per_second
+        return self.grows_after + (steps - self.grows_after) * dearer
+
+    def spent(self, step: float) -> float:
+        """Fraction of the budget that is spent after `step` updates."""
+        return self._cost(step) / self._cost(self.steps)
+
+    def step_at(self, fraction: float) -> int:
+        """The first step by which `fraction` of the budget is spent."""
+        return bisect.bisect_left(range(self.steps), fraction - 1e-9, key=self.spent)
+
     def hours(self, tokens: int) -> float | None:
-        """Protocol hours that `tokens` cost."""
-        return None if self.tokens_per_second is None else tokens / self.tokens_per_second / 3600
+        """Protocol hours that the first `tokens` cost."""
+        if self.tokens_per_second is None:
+            return None
+        return self._cost(tokens / self.tokens_per_step) * self.tokens_per_step / self.tokens_per_second / 3600
 
 
-def make_plan(budget: Budget, tokens_per_step: int, tokens_per_second: float | None) -> Plan:
+@dataclass(frozen=True)
+class Growing:
+    """The part of a plan that grows: after which fraction of the budget, and the large model's tokens/s."""
+
+    at: float
+    tokens_per_second: float | None
+
+
+def make_plan(
+    budget: Budget, tokens_per_step: int, tokens_per_second: float | None, growing: Growing | None = None
+) -> Plan:
     """Tokens = throughput * seconds; steps = round(tokens / tokens per step), as the published step counts are.
 
-    InputError when the budget does not buy one step, or is in time and no throughput is known.
+    InputError when the budget does not buy one step (of each part), or is in time and no throughput is known.
     """
+    if growing is None:
+        steps = _bought(budget, tokens_per_step, tokens_per_second, 1.0)
+        return Plan(steps, tokens_per_step, tokens_per_second)
+    first = _bought(budget, tokens_per_step, tokens_per_second, growing.at)
+    rest = _bought(budget, tokens_per_step, growing.tokens_per_second, 1.0 - growing.at)
+    return Plan(first + rest, tokens_per_step, tokens_per_second, first, growing.tokens_per_second)
+
+
+def _bought(budget: Budget, tokens_per_step: int, tokens_per_second: float | None, share: float) -> int:
+    """Steps that `share` of the budget buys."""
     if budget.unit == "steps":
-        steps = round(budget.amount)
+        steps = round(budget.amount * share)
     else:
         if budget.unit == "seconds" and not tokens_per_second:
             raise InputError("--budget in hours needs a throughput: give --tokens-per-second or let it be measured")
         tokens = budget.amount if budget.unit == "tokens" else (tokens_per_second or 0.0) * budget.amount
-        steps = round(tokens / tokens_per_step)
+        steps = round(tokens * share / tokens_per_step)
     if steps < 1:
         raise InputError(
-            f"--budget: {budget.amount:g} {budget.unit} buy less than one step of {tokens_per_step} tokens"
+            f"--budget: {budget.amount * share:g} {budget.unit} buy less than one step of {tokens_per_step} tokens"
             f" at {tokens_per_second} tokens/s; raise the budget or lower --batch"
         )
-    return Plan(steps, tokens_per_step, tokens_per_second)
+    return steps
 
 
 @dataclass

@@ -29,6 +29,7 @@ from hotplate.train.errors import InputError
 
 PREFIX = "step-"
 TEMPORARY = ".writing-"
+MANIFEST = "manifest.json"
 TENSOR_FILES = ("model", "optimizer", "state")
 MANIFEST_BYTES = 1 << 20  # a manifest is a page of text; more is not ours
 
@@ -61,28 +62,32 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], t
     OSError (full disk, no permission) leaves the older checkpoints untouched and no temporary folder behind.
     """
     final = folder / f"{PREFIX}{step:08d}"
-    if final.exists():
-        return final
-    folder.mkdir(parents=True, exist_ok=True)
-    clean(folder)
-    temporary = folder / f"{TEMPORARY}{step:08d}-{os.getpid()}"
+    if not final.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        clean(folder)
+        write(final, tensors, trainer)
+    return final
+
+
+def write(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], trainer: Mapping[str, Any]) -> None:
+    """The checkpoint folder `final`, which must not exist, complete or not at all. OSError as for `save`."""
+    temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         for name in TENSOR_FILES:
             unshared = {key: value.detach().to("cpu").contiguous() for key, value in tensors[name].items()}
             safetensors.torch.save_file(unshared, temporary / f"{name}.safetensors")
         _write_json(temporary / "trainer.json", trainer)
         files = sorted(path for path in temporary.iterdir())
-        _write_json(temporary / "manifest.json", {path.name: _fact(path) for path in files})
+        _write_json(temporary / MANIFEST, {path.name: _fact(path) for path in files})
         for path in temporary.iterdir():
             _flush(path)
         _flush(temporary)
         temporary.rename(final)
-        _flush(folder)
+        _flush(final.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return final
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -104,7 +109,7 @@ def clean(folder: Path) -> list[Path]:
 
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint. InputError names the file that is missing, short, foreign or changed."""
-    manifest_path = path / "manifest.json"
+    manifest_path = path / MANIFEST
     manifest = _read_json(manifest_path)
     wanted = {f"{name}.safetensors" for name in TENSOR_FILES} | {"trainer.json"}
     if set(manifest) != wanted:
@@ -135,17 +140,16 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and trainer facts of the checkpoint `path`, or of the newest one in the run folder `path`."""
+def find(path: Path) -> Checkpoint:
+    """The checkpoint `path`, or the newest one in the run folder `path`. InputError where there is none."""
     if not path.is_dir():
         raise InputError(f"{path}: no such run or checkpoint folder")
-    if (path / "manifest.json").exists():
-        found: Checkpoint | None = load(path)
-    else:
-        found, _ = newest(path / "checkpoints")
+    if (path / MANIFEST).exists():
+        return load(path)
+    found, _ = newest(path / "checkpoints")
     if found is None:
         raise InputError(f"{path}: no checkpoint in {path / 'checkpoints'}; train first")
-    return found.model, found.trainer
+    return found
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,14 @@
 """Everything a training run is told, as frozen dataclasses: the command line and the TOML files mirror them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from hotplate.model.config import ModelConfig
+from hotplate.model.growth.depth import Depth
+from hotplate.model.growth.factors import Factors
+from hotplate.model.growth.strategies import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,35 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """A run that begins with `model` and ends with a larger one: both parts are paid from one budget."""
+
+    at: Annotated[float, tyro.conf.arg(aliases=["--grow-at"])] = 0.0
+    """fraction of the budget after which the model grows; 0 = never"""
+    to: Annotated[str | None, tyro.conf.arg(aliases=["--to"])] = None
+    """model size (a preset) to grow to; none = by the factors"""
+    factors: Factors = field(default_factory=Factors)
+    strategy: Strategy = field(default_factory=Strategy)
+    depth: Depth = "identity"
+    """added blocks: identity (copies that change nothing at first), stack or interleave"""
+    moments: Literal["keep", "fresh"] = "keep"
+    """keep: the optimiser's state grows with the weights; fresh: it starts anew"""
+    schedule: Literal["continue", "rewarm", "restart", "reuse"] = "continue"
+    """learning rate afterwards: continue = as if nothing had happened; rewarm = that, times a new warm-up; restart =
+    the whole schedule over the rest; reuse = a cosine from the current rate to a hundredth, no warm-up"""
+    warmup: float = 0.02
+    """rewarm, restart: fraction of the budget with a rising rate"""
+    data: str | None = None
+    """reuse: another data set of the same tokeniser from where the rate has fallen to a fifth; none = stay"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < 1:
+            raise ValueError(f"growth.at: want a fraction of the budget in 0..1, got {self.at}")
+        if self.data is not None and self.schedule != "reuse":
+            raise ValueError("growth.data: the switch of data belongs to growth.schedule reuse; set it, or drop data")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How progress is measured on held-out documents."""
 
@@ -83,6 +117,10 @@ class RunConfig:
 
     folder: str | None = None
     """run folder; none = runs/<preset>-<date>-<time>"""
+    start: str | None = None
+    """run or checkpoint folder (also of `hotplate grow`) whose weights training starts from"""
+    start_optimizer: bool = False
+    """start also from its optimiser state"""
     resume: Literal["no", "auto"] = "no"
     """auto: go on from the newest complete checkpoint in the folder, or start when there is none"""
     allow_config_change: bool = False
@@ -127,5 +165,6 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -18,7 +18,6 @@ from hotplate.train.errors import InputError
 from hotplate.train.guard import StopSignal
 from hotplate.train.plan import used_memory_gib
 from hotplate.train.ranks import Ranks
-from hotplate.train.schedule import factor
 from hotplate.train.step import Step, Update
 
 
@@ -30,6 +29,8 @@ class Course:
     plan: Plan
     costs: Cost
     peak_flops: float | None  # of the device; None when it is not known
+    until: int  # the step that this part of the plan ends with
+    rate: Callable[[int], float]  # learning rate of an update, as a fraction of the peak
 
 
 @dataclass
@@ -85,11 +86,11 @@ class Meter:
         return [nats, targets, size, skipped / ranks.world, norm / ranks.world / applied], seconds
 
 
-def due(fraction: float, step: int, steps: int) -> bool:
+def due(fraction: float, step: int, plan: Plan) -> bool:
     """Whether step `step` (1-based, just done) is the first at or past a multiple of `fraction` of the budget."""
     if fraction <= 0:
         return False
-    return int(step / steps / fraction + 1e-9) > int((step - 1) / steps / fraction + 1e-9)
+    return int(plan.spent(step) / fraction + 1e-9) > int(plan.spent(step - 1) / fraction + 1e-9)
 
 
 def train(
@@ -102,7 +103,7 @@ def train(
     stop: StopSignal,
     hooks: Hooks,
 ) -> bool:
-    """Run updates until the plan is done (True) or a signal asks to stop (False). `progress` is kept current.
+    """Run updates until `course.until` (True) or until a signal asks to stop (False). `progress` is kept current.
 
     InputError when too many updates in a row were not finite; the last good state has been saved by then.
     """
@@ -111,12 +112,12 @@ def train(
     waited, saved_at = loader.wait_seconds, time.monotonic()
     goodput.switch("train")
     for step, batches in loader:
-        lr = config.optimizer.lr * factor(config.schedule, step, plan.steps)
+        lr = config.optimizer.lr * course.rate(step)
         update, progress.states = step_fn(batches, progress.states, lr)
         meter.add(update)
         progress.step = step + 1
         stopping, late = ranks.any(stop.name is not None, time.monotonic() - saved_at > config.run.checkpoint_seconds)
-        last = progress.step == plan.steps
+        last = progress.step == course.until
         record: dict[str, Any] | None = None
         if progress.step % config.run.log_steps == 0 or progress.step == 1 or last or stopping:
             updates = meter.updates
@@ -125,7 +126,7 @@ def train(
             wait, waited = loader.wait_seconds - waited, loader.wait_seconds
             record = _record(course, progress, updates, sums, seconds, wait, lr, ranks, goodput)
             streak = int(meter.streak.item())
-        if due(config.evaluation.every, progress.step, plan.steps):
+        if due(config.evaluation.every, progress.step, plan):
             with goodput.during("evaluate"), meter.paused():
                 record = {**(record or _position(progress, plan)), **hooks.validate()}
         if record is not None:
@@ -136,13 +137,13 @@ def train(
                     f"step {progress.step}: the last {streak} updates had non-finite gradients and were skipped; "
                     "weights are as they were before; lower --optimizer.lr, raise the warm-up, or check the data"
                 )
-        if due(config.run.checkpoint_every, progress.step, plan.steps) or late or last or stopping:
+        if due(config.run.checkpoint_every, progress.step, plan) or late or last or stopping:
             with goodput.during("save"), meter.paused():
                 hooks.save(progress)
             saved_at = time.monotonic()
         if stopping or last:
             return last
-    return progress.step >= plan.steps
+    return progress.step >= course.until
 
 
 def _position(progress: Progress, plan: Plan) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _position(progress: Progress, plan: Plan) -> dict[str, Any]:
     return {
         "step": progress.step,
         "tokens": tokens,
-        "budget_spent": progress.step / plan.steps,
+        "budget_spent": plan.spent(progress.step),
         "protocol_hours": plan.hours(tokens),
         "budget_hours": plan.hours(plan.tokens),
     }

@@ -36,8 +36,8 @@ class Optimizer:
 
     def _build_adamw(self, names: list[str]) -> torch.optim.AdamW:
         """One group with weight decay (matrices), one without (biases, norms)."""
-        decayed = [self._masters[n] for n in names if len(self._parameters[n][1].names) >= 2]
-        others = [self._masters[n] for n in names if len(self._parameters[n][1].names) < 2]
+        decayed = [self._masters[n] for n in names if self._parameters[n][1].matrix]
+        others = [self._masters[n] for n in names if not self._parameters[n][1].matrix]
         config = self.config
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},

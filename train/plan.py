@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from hotplate.model.config import ModelConfig
 from hotplate.model.cost import Cost, cost, device_peak_flops
-from hotplate.train.budget import Budget, Plan, make_plan
+from hotplate.train.budget import Budget, Growing, Plan, make_plan
 from hotplate.train.config import TrainConfig
 from hotplate.train.console import duration, quantity
 from hotplate.train.errors import InputError
+from hotplate.train.growing import final_model
 from hotplate.train.published import reference_throughput
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision
@@ -47,27 +49,39 @@ def lay_out(config: TrainConfig, ranks: Ranks) -> Layout:
 def plan_run(
     config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout, *, always_measure: bool = False
 ) -> Plan:
-    """Steps and tokens of the run. The throughput is the given one, or the published one of the reference card, or it
-    is measured when the budget is in time (or `always_measure`)."""
+    """Steps and tokens of the run. A throughput is the given one, or the published one of the reference card, or it is
+    measured when the budget is in time (or `always_measure`); in a run that grows, of both models."""
     budget = Budget.parse(config.budget)
-    speed = config.tokens_per_second
-    if speed is None and config.reference is not None:
-        speed = reference_throughput(config.reference, config.model)
-    if speed is None and (always_measure or budget.unit == "seconds"):
-        shortest, longest = MEASURE_SECONDS
-        share = MEASURE_SHARE * budget.amount / ranks.world if budget.unit == "seconds" else shortest
-        seconds = min(max(share, shortest), longest)
-        found = measure(
-            config.model,
-            config.optimizer,
-            ranks,
-            precision,
-            rows=layout.micro_rows,
-            window=config.data.window,
-            seconds=seconds,
-        )
-        speed = found.tokens_per_second
-    return make_plan(budget, config.batch * config.data.window, speed)
+
+    def speed(model: ModelConfig) -> float | None:
+        if config.reference is not None and config.tokens_per_second is None:
+            return reference_throughput(config.reference, model)
+        if not always_measure and budget.unit != "seconds":
+            return None
+        return _measured(config, model, budget, ranks, precision, layout)
+
+    growing = None
+    if config.growth.at:
+        growing = Growing(config.growth.at, speed(final_model(config)))
+    first = speed(config.model) if config.tokens_per_second is None else config.tokens_per_second
+    return make_plan(budget, config.batch * config.data.window, first, growing)
+
+
+def _measured(
+    config: TrainConfig, model: ModelConfig, budget: Budget, ranks: Ranks, precision: Precision, layout: Layout
+) -> float:
+    """Tokens/s of `model` here, timed for a small share of the budget."""
+    shortest, longest = MEASURE_SECONDS
+    share = MEASURE_SHARE * budget.amount / ranks.world if budget.unit == "seconds" else shortest
+    return measure(
+        model,
+        config.optimizer,
+        ranks,
+        precision,
+        rows=layout.micro_rows,
+        window=config.data.window,
+        seconds=min(max(share, shortest), longest),
+    ).tokens_per_second
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Going on from a checkpoint: what may have changed since, and what must not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hotplate.train.config import TrainConfig
@@ -9,7 +9,17 @@ from hotplate.train.errors import InputError
 from hotplate.train.settings import to_table
 
 # Changing these makes it another run; changing those below changes the course of this one.
-STRUCTURAL = ("model.", "batch", "seed", "data.mode", "data.window", "data.document_resets", "optimizer.kind")
+STRUCTURAL = (
+    "model.",
+    "batch",
+    "seed",
+    "data.mode",
+    "data.window",
+    "data.document_resets",
+    "optimizer.kind",
+    "growth.",
+    "run.start",
+)
 COURSE = ("budget", "tokens_per_second", "reference", "precision", "optimizer.", "schedule.")
 
 
@@ -33,7 +43,7 @@ def check_config(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
     course = [key for key in changed if key.startswith(COURSE) and key not in structural]
     wrong = structural or ([] if config.run.allow_config_change else course)
     if wrong:
-        lines = "".join(f"\n  {key}: checkpoint {before.get(key)!r}, now {now.get(key)!r}" for key in wrong)
+        lines = _table(wrong, before, now)
         fix = (
             "use the checkpoint's values, or a new --run.folder"
             if structural
@@ -41,6 +51,17 @@ def check_config(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
         )
         raise InputError(f"resume: the config differs from the checkpoint's:{lines}\n  {fix}")
     return course
+
+
+def differences(saved: Mapping[str, Any], table: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str:
+    """One line per field in which two config tables differ; empty when none does."""
+    before, now = flatten(saved), flatten(table)
+    wrong = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in ignore]
+    return _table(wrong, before, now)
+
+
+def _table(keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return "".join(f"\n  {key}: checkpoint {before.get(key)!r}, now {now.get(key)!r}" for key in keys)
 
 
 def check_data(saved: Mapping[str, Any], dataset: Dataset, allow: bool) -> None:

@@ -1,8 +1,8 @@
 """Configs from presets, TOML files and flags, and back into TOML.
 
 A TOML file mirrors `TrainConfig`; `extends = "NAME"` names the preset or file it starts from, and `[model]` may be
-left out when that preset brings one. Names resolve in this order: a .toml path, a preset shipped in train/presets, a
-model size of model/presets.
+left out when that preset brings one. Names resolve in this order: a .toml path, a checkpoint folder (its settings, and
+its weights to start from), a preset shipped in train/presets, a model size of model/presets.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import tyro
 
 from hotplate.model.presets import PRESETS
-from hotplate.train.config import TrainConfig
+from hotplate.train.checkpoint import MANIFEST, find
+from hotplate.train.config import RunConfig, TrainConfig
 from hotplate.train.errors import InputError
 
 SHIPPED = Path(__file__).parent / "presets"
@@ -33,6 +34,8 @@ def load_preset(name: str, seen: tuple[str, ...] = ()) -> TrainConfig:
     """The config that `name` stands for. InputError for an unknown name, a bad file or a circle of `extends`."""
     if name in seen:
         raise InputError(f"preset: {' -> '.join([*seen, name])} extends itself; break the circle")
+    if (Path(name) / MANIFEST).exists():
+        return _from_checkpoint(Path(name))
     path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
     if not path.is_file():
         if name in PRESETS:
@@ -47,6 +50,14 @@ def load_preset(name: str, seen: tuple[str, ...] = ()) -> TrainConfig:
     base = values.pop("extends", None)
     start = load_preset(str(base), (*seen, name)) if base is not None else TrainConfig()
     return merge(start, values, str(path))
+
+
+def _from_checkpoint(path: Path) -> TrainConfig:
+    """The settings that the checkpoint was trained with, for a new run that starts from it."""
+    found = find(path)
+    config = merge(TrainConfig(), found.trainer["config"], f"{path}: trainer.json: config")
+    run = RunConfig(start=str(path), start_optimizer=any(not key.startswith("master.") for key in found.optimizer))
+    return dataclasses.replace(config, run=run)
 
 
 def merge(base: Config, values: Mapping[str, Any], where: str) -> Config:

@@ -1,10 +1,11 @@
 """A trained model from a run folder or checkpoint, for everything that only reads it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from hotplate.model.config import ModelConfig
 from hotplate.model.lm import LanguageModel
 from hotplate.train import checkpoint
 from hotplate.train.config import TrainConfig
@@ -35,8 +36,10 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     """The model in the run folder or checkpoint `path`. InputError for anything missing, damaged or foreign."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device here; use --device cpu")
-    weights, facts = checkpoint.load_weights(path)
+    found = checkpoint.find(path)
+    weights, facts = found.model, found.trainer
     config = merge(TrainConfig(), facts["config"], f"{path}: trainer.json: config")
+    config = replace(config, model=merge(ModelConfig(), facts["model"], f"{path}: trainer.json: model"))
     model = LanguageModel.build(config.model, seed=0)
     try:
         model.load_state_dict(weights)

@@ -2,10 +2,16 @@
 
 from hotplate.model.config import ModelConfig
 from hotplate.model.mixers.attention import Attention
-from hotplate.model.mixers.recurrent import LSTM, QuasiLSTM
+from hotplate.model.mixers.recurrent import LSTM, DenseLSTM, DiagonalLSTM, QuasiLSTM
 
-Mixer = Attention | QuasiLSTM | LSTM
-KINDS: dict[str, type[Mixer]] = {"attention": Attention, "qlstm": QuasiLSTM, "lstm": LSTM}
+Mixer = Attention | QuasiLSTM | LSTM | DenseLSTM | DiagonalLSTM
+KINDS: dict[str, type[Mixer]] = {
+    "attention": Attention,
+    "qlstm": QuasiLSTM,
+    "lstm": LSTM,
+    "lstm_dense": DenseLSTM,
+    "lstm_diagonal": DiagonalLSTM,
+}
 
 
 def build(config: ModelConfig) -> Mixer:

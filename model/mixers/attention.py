@@ -13,6 +13,8 @@ from hotplate.model.rotary import rotate
 from hotplate.model.rows import Rows
 from hotplate.model.state import LayerState
 
+SCALED_QUERY = ("head_width", -0.5)  # n copies of a head make q.k / sqrt(n K) sqrt(n) times as large
+
 
 class Attention(nn.Module):
     """One projection to queries, keys and values; attention within documents; one projection back."""
@@ -22,10 +24,17 @@ class Attention(nn.Module):
         mixer, width = config.mixer, config.width
         self.mixer = mixer
         keys = mixer.groups * mixer.head_width
-        self.qkv = Linear("residual", width, "heads", (mixer.width, keys, keys), bias=config.bias != "none")
+        self.qkv = Linear(
+            "residual",
+            width,
+            ("heads", "kv_heads", "kv_heads"),
+            (mixer.width, keys, keys),
+            bias=config.bias != "none",
+            powers=() if mixer.qk_norm else (SCALED_QUERY, None, None),
+        )
         self.out = Linear("heads", mixer.width, "residual", (width,), bias=config.bias == "all")
         if mixer.qk_norm:
-            self.q_norm = HeadNorm(mixer.head_width, config.norm_eps)
+            self.q_norm = HeadNorm(mixer.head_width, config.norm_eps, powers=(SCALED_QUERY,))
             self.k_norm = HeadNorm(mixer.head_width, config.norm_eps)
 
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
@@ -54,6 +63,6 @@ class Attention(nn.Module):
 class HeadNorm(nn.RMSNorm):
     """RMSNorm over the features of each head, one weight for all heads."""
 
-    def __init__(self, head_width: int, eps: float) -> None:
+    def __init__(self, head_width: int, eps: float, powers: tuple[tuple[str, float] | None, ...] = ()) -> None:
         super().__init__(head_width, eps=eps)
-        self.axes = {"weight": Axes(("head_width",))}
+        self.axes = {"weight": Axes(("head_width",), powers=powers)}

@@ -1,13 +1,18 @@
-"""The LSTM family: multi-head LSTM (recurrent gates) and quasi-LSTM (gates from the input only).
+"""The LSTM family: quasi-LSTM (gates from the input only) and LSTMs whose gates also see the state.
 
 Gate order is input, forget, cell, output (i, f, z, o), as in kernels/qlstm; a coupled quasi-LSTM has f, z, o.
 Letters: B rows, T steps, D width, H heads, K head width.
 """
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from hotplate.kernels.lstm import lstm
+from hotplate.kernels.lstm_dense import lstm_dense
+from hotplate.kernels.lstm_diagonal import lstm_diagonal
 from hotplate.kernels.qlstm import qlstm
 from hotplate.model.axes import Axes, Linear
 from hotplate.model.config import ModelConfig
@@ -63,31 +68,65 @@ class QuasiLSTM(Recurrent):
         return {"c": (self.mixer.width,)}
 
 
-class LSTM(Recurrent):
-    """Multi-head LSTM: each head's gates also see that head's h_{t-1} through its own K x K matrices."""
+class GatedByState(Recurrent):
+    """A recurrence whose gates also see h_{t-1}: projected gates [B, T, 4, *features], state `h` and `c`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    operation: ClassVar[Callable[..., tuple[Tensor, Tensor, Tensor]]]
+
+    def __init__(self, config: ModelConfig, recurrent: tuple[int, ...], axes: tuple[str, ...]) -> None:
+        """Recurrent weights [4, *recurrent]; where they are matrices, the last two axes are (in, out)."""
         super().__init__(config)
-        matrices = 1 if self.mixer.shared_recurrent else self.mixer.heads
-        self.recurrent = nn.Parameter(torch.empty(4, matrices, self.mixer.head_width, self.mixer.head_width))
-        self.axes = {"recurrent": Axes(("gates", "heads", "head_in", "head_out"))}
+        self.recurrent = nn.Parameter(torch.empty(4, *recurrent))
+        last = len(recurrent)
+        self.axes = {"recurrent": Axes(("gates", *axes), reads=last - 1 if last > 1 else None, writes=last)}
 
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
-        """x [B, T, D] -> update [B, T, D]; state `h` and `c` [B, H, K] fp32."""
-        mixer = self.mixer
-        gates = self.gates(x).unflatten(-1, (4, mixer.heads, mixer.head_width))
-        recurrent = self.recurrent.to(gates.dtype)
-        h, h_last, c_last = lstm(
+        """x [B, T, D] -> update [B, T, D]; state `h` and `c` [B, *features] fp32."""
+        features = self.state_shapes()["h"]
+        gates = self.gates(x).unflatten(-1, (4, *features))
+        h, h_last, c_last = self.operation(
             gates,
-            recurrent,
+            self.recurrent.to(gates.dtype),
             state["h"],
             state["c"],
             rows.resets,
-            forget_offset=mixer.forget_offset,
-            impl=mixer.impl,
+            forget_offset=self.mixer.forget_offset,
+            impl=self.mixer.impl,
         )
-        return self.out(h.flatten(-2)), {"h": h_last, "c": c_last}
+        return self.out(h.reshape(*x.shape[:2], -1)), {"h": h_last, "c": c_last}
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"h": (self.mixer.width,), "c": (self.mixer.width,)}
+
+
+class LSTM(GatedByState):
+    """Multi-head LSTM: each head's gates see that head's h_{t-1} through its own K x K matrices."""
+
+    operation = staticmethod(lstm)
+
+    def __init__(self, config: ModelConfig) -> None:
+        mixer = config.mixer
+        K, stack = mixer.head_width, (1, "shared") if mixer.shared_recurrent else (mixer.heads, "head")
+        super().__init__(config, (stack[0], K, K), (stack[1], "head_width", "head_width"))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         shape = (self.mixer.heads, self.mixer.head_width)
         return {"h": shape, "c": shape}
+
+
+class DenseLSTM(GatedByState):
+    """The classic LSTM: every gate sees every feature of h_{t-1} (torch.nn.LSTM between two projections)."""
+
+    operation = staticmethod(lstm_dense)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, (config.mixer.width, config.mixer.width), ("heads", "heads"))
+
+
+class DiagonalLSTM(GatedByState):
+    """Every gate sees its own feature of h_{t-1} through one weight."""
+
+    operation = staticmethod(lstm_diagonal)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, (config.mixer.width,), ("heads",))

@@ -1,4 +1,4 @@
-"""Models against independent forward passes, published sizes, and their own promises about state and documents."""
+"""Models against independent forward passes, and their own promises about state and documents."""
 
 import math
 from dataclasses import replace
@@ -6,266 +6,23 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from independent import plain_decoder, plain_gpt, plain_recurrent
+from models import COUPLED_TINY, RECURRENT, RELU2, SHARED, TINY, build, random_tokens, rows_of
 
 from hotplate.model.axes import parameter_axes
-from hotplate.model.batch import Batch
 from hotplate.model.config import MixerConfig, ModelConfig
-from hotplate.model.cost import cost
 from hotplate.model.generate import generate
 from hotplate.model.lm import LanguageModel
 from hotplate.model.presets import PRESETS
 from hotplate.model.state import State
-
-# Languini Kitchen, parameter counts of its released models at vocabulary 16,384 and 512 positions.
-PUBLISHED = {
-    "gpt-mini": 27_549_696,
-    "gpt-tiny": 53_912_064,
-    "gpt-small": 110_615_040,
-    "gpt-medium": 336_390_144,
-    "gpt-large": 731_077_632,
-    "gpt-xl": 1_478_160_384,
-    "qlstm-mini": 27_812_864,
-    "qlstm-tiny": 55_881_216,
-    "qlstm-small": 117_308_928,
-    "qlstm-medium": 361_056_256,
-    "qlstm-large": 786_951_168,
-    "qlstm-xl": 1_628_180_480,
-}
-COUPLED = {"mini": 27_287_552, "tiny": 53_518_848, "small": 110_221_824, "large": 730_291_200}
-FORWARD_GFLOPS = {  # its profiler, one window of 512 tokens, full attention square
-    "gpt-mini": 20.42,
-    "gpt-small": 109.61,
-    "gpt-xl": 1555.2,
-    "qlstm-mini": 19.89,
-    "qlstm-small": 107.32,
-    "qlstm-xl": 1633.63,
-}
-TINY = {
-    "gpt": ModelConfig(layers=2, width=24, ffn=40, vocab=37, context=32, mixer=MixerConfig(heads=2, head_width=8)),
-    "qlstm": ModelConfig(
-        layers=2,
-        width=24,
-        ffn=40,
-        vocab=37,
-        positions="none",
-        mixer=MixerConfig(kind="qlstm", heads=2, head_width=8),
-    ),
-    "lstm": ModelConfig(
-        layers=2,
-        width=24,
-        ffn=40,
-        vocab=37,
-        positions="none",
-        mixer=MixerConfig(kind="lstm", heads=2, head_width=8),
-    ),
-    "decoder": ModelConfig(
-        layers=2,
-        width=24,
-        ffn=40,
-        vocab=37,
-        context=32,
-        mlp="swiglu",
-        norm="rmsnorm",
-        positions="rotary",
-        bias="qkv",
-        tied=True,
-        embedding_scale=False,
-        mixer=MixerConfig(heads=4, head_width=8, kv_heads=2, qk_norm=True),
-    ),
-}
-SHARED = replace(TINY["lstm"], mixer=replace(TINY["lstm"].mixer, shared_recurrent=True))
-COUPLED_TINY = replace(TINY["qlstm"], mixer=replace(TINY["qlstm"].mixer, coupled=True))
-RELU2 = replace(TINY["decoder"], mlp="relu2", bias="none", tied=False)
-
-
-def build(config: ModelConfig, dtype: torch.dtype = torch.float64) -> LanguageModel:
-    """A model whose biases and norms are not at their special initial values."""
-    model = LanguageModel.build(config, seed=1, dtype=dtype)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(0.1 * noise.to(dtype))
-    return model
-
-
-def rows_of(tokens: torch.Tensor, **changes) -> Batch:
-    """A batch that predicts each next token; the last column's target is arbitrary."""
-    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
-    made = Batch(
-        tokens=tokens,
-        targets=tokens.roll(-1, 1),
-        weights=torch.ones(tokens.shape, dtype=torch.float64),
-        positions=positions,
-        target_bytes=torch.zeros(tokens.shape, dtype=torch.int32),
-    )
-    return replace(made, **changes)
-
-
-def random_tokens(rows: int = 3, steps: int = 11, vocab: int = 37, seed: int = 3) -> torch.Tensor:
-    return torch.randint(vocab, (rows, steps), generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameter_counts_are_the_published_ones(name: str) -> None:
-    assert cost(PRESETS[name], 512).parameters == PUBLISHED[name]
-
-
-@pytest.mark.parametrize("size", COUPLED)
-def test_coupled_parameter_counts_are_the_published_ones(size: str) -> None:
-    preset = PRESETS[f"qlstm-{size}"]
-    assert cost(replace(preset, mixer=replace(preset.mixer, coupled=True)), 512).parameters == COUPLED[size]
-
-
-@pytest.mark.parametrize("name", FORWARD_GFLOPS)
-def test_flops_agree_with_the_published_profile(name: str) -> None:
-    counted = cost(PRESETS[name], 512, causal=False).forward_flops * 512 / 1e9
-    assert counted == pytest.approx(FORWARD_GFLOPS[name], rel=3e-3)
-
-
-def test_decoder_holds_published_shapes() -> None:
-    assert cost(PRESETS["decoder-135m"], 512).parameters == 134_515_008  # SmolLM2-135M
-    speech = replace(PRESETS["decoder-0.5b"], vocab=502)  # Qwen2.5-0.5B with a unit vocabulary
-    assert cost(speech, 512).parameters == 358_347_904
-
-
-@pytest.mark.parametrize("size", ["mini", "small"])
-def test_lstm_adds_one_matrix_per_gate_and_head(size: str) -> None:
-    config = PRESETS[f"lstm-{size}"]
-    heads, width = config.mixer.heads, config.mixer.head_width
-    extra = config.layers * 4 * heads * width * width
-    assert cost(config, 512).parameters == PUBLISHED[f"qlstm-{size}"] + extra
-
-
-def plain_gpt(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Languini Kitchen's GPT (section 3.1), written out: separate heads, explicit scores and mask."""
-    config, weights = model.config, dict(model.named_parameters())
-    heads, width = config.mixer.heads, config.mixer.head_width
-
-    def norm(x, name):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
-        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def linear(x, name):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    steps = tokens.shape[1]
-    x = weights["embedding.weight"][tokens] * math.sqrt(config.width) + weights["position.weight"][:steps]
-    allowed = torch.tril(torch.ones(steps, steps, dtype=torch.bool))
-    for layer in range(config.layers):
-        name = f"blocks.{layer}"
-        q, k, v = linear(norm(x, f"{name}.mixer_norm"), f"{name}.mixer.qkv").chunk(3, dim=-1)
-        heard = []
-        for head in range(heads):
-            part = slice(head * width, (head + 1) * width)
-            scores = torch.einsum("btk,bsk->bts", q[..., part], k[..., part]) * width**-0.5
-            heard.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[..., part])
-        x = x + linear(torch.cat(heard, -1), f"{name}.mixer.out")
-        hidden = linear(norm(x, f"{name}.mlp_norm"), f"{name}.mlp.up")
-        hidden = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-        x = x + linear(hidden, f"{name}.mlp.down")
-    return norm(x, "norm") @ weights["head.weight"].T
-
-
-def plain_recurrent(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The LSTM family, one step and one head at a time (sections 3.2, 3.3)."""
-    config, weights = model.config, dict(model.named_parameters())
-    mixer = config.mixer
-    heads, width = mixer.heads, mixer.head_width
-    x = weights["embedding.weight"][tokens] * math.sqrt(config.width)
-    for layer in range(config.layers):
-        name = f"blocks.{layer}"
-        u = F.layer_norm(x, (config.width,), weights[f"{name}.mixer_norm.weight"], weights[f"{name}.mixer_norm.bias"])
-        gates = u @ weights[f"{name}.mixer.gates.weight"].T + weights[f"{name}.mixer.gates.bias"]
-        gates = gates.unflatten(-1, (-1, heads, width))
-        rows, steps = tokens.shape
-        c = [torch.zeros(rows, width, dtype=x.dtype) for _ in range(heads)]
-        h = [torch.zeros(rows, width, dtype=x.dtype) for _ in range(heads)]
-        outputs = []
-        for t in range(steps):
-            for head in range(heads):
-                pre = [gates[:, t, g, head] for g in range(gates.shape[2])]
-                if mixer.kind == "lstm":
-                    recurrent = weights[f"{name}.mixer.recurrent"]
-                    matrix = 0 if mixer.shared_recurrent else head
-                    pre = [p + h[head] @ recurrent[g, matrix] for g, p in enumerate(pre)]
-                if mixer.coupled:
-                    f, z, o = (
-                        torch.sigmoid(pre[0] + mixer.forget_offset),
-                        torch.tanh(pre[1]),
-                        torch.sigmoid(pre[2]),
-                    )
-                    i = 1 - f
-                else:
-                    i, f = torch.sigmoid(pre[0]), torch.sigmoid(pre[1] + mixer.forget_offset)
-                    z, o = torch.tanh(pre[2]), torch.sigmoid(pre[3])
-                c[head] = f * c[head] + i * z
-                h[head] = o * torch.tanh(c[head])
-            outputs.append(torch.cat(h, -1))
-        update = torch.stack(outputs, 1) @ weights[f"{name}.mixer.out.weight"].T + weights[f"{name}.mixer.out.bias"]
-        x = x + update
-        u = F.layer_norm(x, (config.width,), weights[f"{name}.mlp_norm.weight"], weights[f"{name}.mlp_norm.bias"])
-        hidden = F.gelu(u @ weights[f"{name}.mlp.up.weight"].T + weights[f"{name}.mlp.up.bias"], approximate="tanh")
-        x = x + hidden @ weights[f"{name}.mlp.down.weight"].T + weights[f"{name}.mlp.down.bias"]
-    x = F.layer_norm(x, (config.width,), weights["norm.weight"], weights["norm.bias"])
-    return x @ weights["head.weight"].T
-
-
-def plain_decoder(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Llama/Qwen-style decoder written out: rotation as complex numbers, key heads repeated by hand."""
-    config, weights = model.config, dict(model.named_parameters())
-    mixer, eps = config.mixer, config.norm_eps
-    heads, groups, width = mixer.heads, mixer.groups, mixer.head_width
-
-    def norm(x, weight):
-        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
-
-    def turn(x):
-        half = width // 2
-        pairs = torch.complex(x[..., :half], x[..., half:])
-        angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * mixer.rope_theta ** (
-            -torch.arange(half, dtype=x.dtype) * 2 / width
-        )
-        turned = pairs * torch.polar(torch.ones_like(angle), angle)[None, :, None]
-        return torch.cat([turned.real, turned.imag], -1)
-
-    steps = tokens.shape[1]
-    x = weights["embedding.weight"][tokens]
-    allowed = torch.tril(torch.ones(steps, steps, dtype=torch.bool))
-    for layer in range(config.layers):
-        name = f"blocks.{layer}"
-        u = norm(x, weights[f"{name}.mixer_norm.weight"]) @ weights[f"{name}.mixer.qkv.weight"].T
-        if config.bias == "qkv":
-            u = u + weights[f"{name}.mixer.qkv.bias"]
-        u = u.unflatten(-1, (heads + 2 * groups, width))
-        q, k, v = u[:, :, :heads], u[:, :, heads : heads + groups], u[:, :, heads + groups :]
-        q, k = (
-            norm(q, weights[f"{name}.mixer.q_norm.weight"]),
-            norm(k, weights[f"{name}.mixer.k_norm.weight"]),
-        )
-        q, k = turn(q), turn(k)
-        heard = []
-        for head in range(heads):
-            group = head // (heads // groups)
-            scores = torch.einsum("btk,bsk->bts", q[:, :, head], k[:, :, group]) * width**-0.5
-            heard.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[:, :, group])
-        x = x + torch.cat(heard, -1) @ weights[f"{name}.mixer.out.weight"].T
-        hidden = norm(x, weights[f"{name}.mlp_norm.weight"]) @ weights[f"{name}.mlp.up.weight"].T
-        if config.mlp == "swiglu":
-            hidden = F.silu(hidden[..., : config.ffn]) * hidden[..., config.ffn :]
-        else:
-            hidden = hidden.clamp(min=0) ** 2
-        x = x + hidden @ weights[f"{name}.mlp.down.weight"].T
-    head = weights["embedding.weight"] if config.tied else weights["head.weight"]
-    return norm(x, weights["norm.weight"]) @ head.T
-
 
 FORWARDS = [
     ("gpt", TINY["gpt"], plain_gpt),
     ("qlstm", TINY["qlstm"], plain_recurrent),
     ("qlstm-coupled", COUPLED_TINY, plain_recurrent),
     ("lstm", TINY["lstm"], plain_recurrent),
+    ("lstm-dense", TINY["lstm_dense"], plain_recurrent),
+    ("lstm-diagonal", TINY["lstm_diagonal"], plain_recurrent),
     ("lstm-shared", SHARED, plain_recurrent),
     ("decoder", TINY["decoder"], plain_decoder),
     ("decoder-relu2", RELU2, plain_decoder),
@@ -316,7 +73,7 @@ def test_packed_documents_do_not_see_each_other(name: str) -> None:
         torch.testing.assert_close(together[start:stop], alone[0], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["qlstm", "lstm"])
+@pytest.mark.parametrize("name", RECURRENT)
 def test_state_carried_over_windows_equals_one_long_window(name: str) -> None:
     model, tokens = build(TINY[name]), random_tokens(2, 14)
     whole, final = model.hidden(rows_of(tokens))
@@ -392,10 +149,14 @@ def test_bad_configs_and_windows_say_what_to_change() -> None:
         MixerConfig(heads=8, kv_heads=3)
     with pytest.raises(ValueError, match="sizes >= 1"):
         ModelConfig(layers=0)
-    with pytest.raises(ValueError, match="even head_width"):
+    with pytest.raises(ValueError, match="even number of rotating features, got 7"):
         ModelConfig(positions="rotary", mixer=MixerConfig(head_width=7))
     with pytest.raises(ValueError, match="rotary positions need"):
         ModelConfig(positions="rotary", mixer=MixerConfig(kind="qlstm"))
+    with pytest.raises(ValueError, match="coupled belongs to kind qlstm"):
+        MixerConfig(kind="lstm", coupled=True)
+    with pytest.raises(ValueError, match="shared_recurrent belongs to kind lstm"):
+        MixerConfig(kind="lstm_dense", shared_recurrent=True)
     with pytest.raises(ValueError, match="context = 32"):
         build(TINY["gpt"])(rows_of(random_tokens(1, 33)))
     with pytest.raises(ValueError, match="start from the document symbol"):

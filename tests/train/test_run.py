@@ -11,32 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import losses, same, weights
 from safetensors.torch import load_file
 from tiny import ROOT, TINY
 
 from hotplate.train import checkpoint, loop
 from hotplate.train.errors import InputError
 from hotplate.train.sinks import read_records
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.listing(folder / "checkpoints")[-1] / "model.safetensors")
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(r["step"], r["loss"]) for r in read_records(folder / "metrics.jsonl") if "loss" in r]
-
-
-def same(a: Path, b: Path) -> None:
-    """Bit for bit: weights, optimiser, carried state, and the loss of every step."""
-    assert losses(a) == losses(b)
-    first, second = (checkpoint.load(checkpoint.listing(f / "checkpoints")[-1]) for f in (a, b))
-    assert first.trainer["step"] == second.trainer["step"]
-    for part in ("model", "optimizer", "state"):
-        mine, other = getattr(first, part), getattr(second, part)
-        assert mine.keys() == other.keys()
-        for name in mine:
-            assert torch.equal(mine[name], other[name]), f"{part} {name}"
 
 
 def test_a_run_learns_and_leaves_everything_behind(train_tiny, tmp_path: Path, capsys) -> None:

@@ -99,6 +99,16 @@ def test_a_non_finite_update_changes_nothing(kind: str, poison: float) -> None:
     assert update.skipped == 0.0 and not torch.equal(before[0], next(model.parameters()))
 
 
+def test_vectors_of_a_diagonal_recurrence_are_neither_orthogonalised_nor_decayed() -> None:
+    config = replace(PRESETS["lstm-diagonal-nano"], layers=1, width=32, ffn=48, vocab=64)
+    model, optimizer, _ = make(config, kind="muon", weight_decay=0.1)
+    momenta = {name for name in optimizer.state_dict() if name.startswith("momentum.")}
+    assert "momentum.blocks.0.mixer.gates.weight" in momenta
+    assert "momentum.blocks.0.mixer.recurrent" not in momenta
+    undecayed = next(group for group in optimizer._adamw.param_groups if group["weight_decay"] == 0.0)
+    assert any(p is model.blocks[0].mixer.recurrent for p in undecayed["params"])
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("config", [CONFIG, RECURRENT], ids=["decoder", "lstm"])
 def test_a_fixed_batch_is_learned(kind: str, config) -> None:

@@ -20,7 +20,7 @@ UPDATES = 60
 
 def course(kind: str, impl: str) -> list[float]:
     """Loss per update of a small model on four batches in turn, state carried, documents reset."""
-    preset = PRESETS[f"{kind}-nano"]
+    preset = PRESETS[f"{kind.replace('_', '-')}-nano"]
     config = replace(preset, layers=2, width=48, ffn=64, vocab=96, mixer=replace(preset.mixer, heads=3, impl=impl))
     model = LanguageModel.build(config, 0)
     step = Step(model, Optimizer(model, OptimizerConfig(lr=3e-3)), Ranks(0, 1, CPU), "fp32", targets=4 * 24)
@@ -34,7 +34,7 @@ def course(kind: str, impl: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("kind", ["qlstm", "lstm"])
+@pytest.mark.parametrize("kind", ["qlstm", "lstm", "lstm_dense", "lstm_diagonal"])
 def test_losses_follow_the_definition(kind: str) -> None:
     impls = ["eager"] if native.why_not(kind) else ["eager", "native"]
     truth = course(kind, "reference")

@@ -1,0 +1,29 @@
+"""What runs leave behind, and the comparison of two of them."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from hotplate.train import checkpoint
+from hotplate.train.sinks import read_records
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.listing(folder / "checkpoints")[-1] / "model.safetensors")
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in read_records(folder / "metrics.jsonl") if "loss" in r]
+
+
+def same(a: Path, b: Path) -> None:
+    """Bit for bit: weights, optimiser, carried state, and the loss of every step."""
+    assert losses(a) == losses(b)
+    first, second = (checkpoint.load(checkpoint.listing(f / "checkpoints")[-1]) for f in (a, b))
+    assert first.trainer["step"] == second.trainer["step"]
+    for part in ("model", "optimizer", "state"):
+        mine, other = getattr(first, part), getattr(second, part)
+        assert mine.keys() == other.keys()
+        for name in mine:
+            assert torch.equal(mine[name], other[name]), f"{part} {name}"

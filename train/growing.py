@@ -1,0 +1,85 @@
+"""A run that grows: which model each part trains, and how one becomes the other."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hotplate.model.config import ModelConfig
+from hotplate.model.growth.factors import Factors, factors_between, grown_config
+from hotplate.model.growth.grow import grow
+from hotplate.model.growth.optimizer_state import grow_state
+from hotplate.model.presets import PRESETS
+from hotplate.train.budget import Plan
+from hotplate.train.config import GrowthConfig, TrainConfig
+from hotplate.train.errors import InputError
+from hotplate.train.schedule import REUSE_SWITCH
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a run with one model and one data set."""
+
+    until: int  # its last step
+    grown: bool
+    source: int  # 0: data.source, 1: growth.data
+
+
+def parts(config: GrowthConfig, plan: Plan) -> list[Part]:
+    """The run's parts in order."""
+    if plan.grows_after is None:
+        return [Part(plan.steps, False, 0)]
+    found = [Part(plan.grows_after, False, 0)]
+    if config.data is not None:
+        begin = plan.spent(plan.grows_after)
+        found.append(Part(plan.step_at(begin + REUSE_SWITCH * (1 - begin)), True, 0))
+    return [*found, Part(plan.steps, True, 0 if config.data is None else 1)]
+
+
+def growth_factors(config: TrainConfig) -> Factors:
+    """The factors that the config asks for. InputError when they do not lead from its model to a larger one."""
+    growth, model = config.growth, config.model
+    if growth.to is None:
+        factors = growth.factors
+    else:
+        if growth.to not in PRESETS:
+            raise InputError(f"--to {growth.to!r}: want a model size; known: {', '.join(PRESETS)}")
+        target = dataclasses.replace(PRESETS[growth.to], vocab=model.vocab, context=model.context)
+        try:
+            factors = factors_between(model, target)
+        except ValueError as error:
+            raise InputError(f"--to {growth.to}: {error}") from error
+    if factors == Factors():
+        raise InputError("--grow-at: nothing grows; give --to SIZE or factors like --growth.factors.width 2")
+    return factors
+
+
+def grown_model(config: TrainConfig) -> ModelConfig:
+    """The model that the run ends with. InputError where growth could not keep the function."""
+    try:
+        return grown_config(config.model, growth_factors(config))
+    except ValueError as error:
+        raise InputError(f"--growth: {error}") from error
+
+
+def final_model(config: TrainConfig) -> ModelConfig:
+    """The model that the run ends with, whether it grows or not."""
+    return grown_model(config) if config.growth.at else config.model
+
+
+def grow_all(
+    config: TrainConfig, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights (from the master copies where there are any) and optimiser tensors of the grown model.
+
+    Deterministic: repeated from the same checkpoint, it gives the same bits, so a run killed while it grows loses
+    nothing.
+    """
+    growth, factors = config.growth, growth_factors(config)
+    wide = {name: optimizer.get(f"master.{name}", x) for name, x in weights.items()}
+    _, grown = grow(wide, config.model, factors, growth.strategy, growth.depth)
+    state: dict[str, Tensor] = {}
+    if growth.moments == "keep":
+        state = grow_state(optimizer, config.model, factors, growth.strategy, growth.depth)
+    return grown, state

@@ -1,0 +1,86 @@
+"""What a run reads: data sets laid into rows, and weights to start from."""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from hotplate.train import checkpoint
+from hotplate.train.budget import Plan
+from hotplate.train.config import TrainConfig
+from hotplate.train.data.dataset import Dataset
+from hotplate.train.data.prepare import open_data
+from hotplate.train.data.sources import PackedSource
+from hotplate.train.data.streams import StreamSource
+from hotplate.train.errors import InputError
+from hotplate.train.resume import differences
+from hotplate.train.settings import to_table
+
+Source = PackedSource | StreamSource
+
+
+def open_sources(config: TrainConfig, verify: Literal["header", "full"]) -> tuple[Dataset, list[Source]]:
+    """The data set, and rows of its training split; also rows of `growth.data` where the run switches to it."""
+    dataset = open_data(config.data.source, vocab=config.model.vocab, verify=verify)
+    sources = [build_source(config, config.data.source, dataset)]
+    if config.growth.at and config.growth.data is not None:
+        other = open_data(config.growth.data, vocab=config.model.vocab, verify=verify)
+        if other.tokenizer.fingerprint != dataset.tokenizer.fingerprint:
+            raise InputError(
+                f"--growth.data {config.growth.data}: its tokeniser is {other.tokenizer.fingerprint[:16]}, that of "
+                f"{config.data.source} {dataset.tokenizer.fingerprint[:16]}; prepare it with --tokenizer of the first"
+            )
+        sources.append(build_source(config, config.growth.data, other))
+    return dataset, sources
+
+
+def build_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
+    """Rows of the training split as the config asks. InputError when the model cannot hold the data's token ids."""
+    if dataset.vocab > config.model.vocab:
+        raise InputError(
+            f"{name}: its tokeniser has {dataset.vocab} ids, the model {config.model.vocab}; "
+            f"set --model.vocab {dataset.vocab} or prepare the data with a smaller vocabulary"
+        )
+    split, data, lengths = dataset.split("train"), config.data, dataset.tokenizer.byte_lengths()
+    if config.model.positions == "learned" and data.window > config.model.context:
+        raise InputError(
+            f"--data.window {data.window} exceeds --model.context {config.model.context}, the learned positions; "
+            "raise the context or shorten the window"
+        )
+    shape = {"rows": config.batch, "window": data.window, "vocab": dataset.vocab}
+    if data.mode == "packed":
+        return PackedSource(split, seed=config.seed, byte_lengths=lengths, **shape)
+    return StreamSource(split, resets=data.document_resets, byte_lengths=lengths, **shape)
+
+
+def describe_data(source: Source, plan: Plan) -> str:
+    """How much text there is, how full its rows are, and how often the budget reads it."""
+    split = source.split
+    kind = "packed" if isinstance(source, PackedSource) else "stream"
+    return (
+        f"data        {split.documents:,} training documents, {split.tokens:,} tokens; "
+        f"{kind} rows {source.fill:.2%} full; the budget reads it {source.epoch(plan.steps):.2f} times"
+    )
+
+
+def load_start(path: Path, config: TrainConfig, dataset: Dataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights (fp32 where the checkpoint has master copies) and, if the config asks, optimiser tensors to start from.
+
+    InputError when the checkpoint is of another model or tokeniser, or has no optimiser state that was asked for.
+    """
+    found = checkpoint.find(path)
+    facts = found.trainer
+    if wrong := differences(facts["model"], to_table(config.model), ignore=("mixer.impl",)):
+        raise InputError(f"--run.start {path}: holds another model:{wrong}\n  use the checkpoint's values")
+    if facts["tokenizer"] and facts["tokenizer"] != dataset.tokenizer.fingerprint:
+        raise InputError(
+            f"--run.start {path}: was trained with tokeniser {facts['tokenizer'][:16]}, the data set has "
+            f"{dataset.tokenizer.fingerprint[:16]}; prepare the data with --tokenizer of the checkpoint's data set"
+        )
+    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
+    if not config.run.start_optimizer:
+        return weights, {}
+    state = {key: x for key, x in found.optimizer.items() if not key.startswith("master.")}
+    if not state:
+        raise InputError(f"--run.start-optimizer: {path} holds no optimiser state; leave it out")
+    return weights, state

@@ -1,0 +1,258 @@
+"""One process's part in a run: model, optimiser and the run folder's files, from the first update to the last."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor
+
+from hotplate.kernels import native
+from hotplate.model.config import ModelConfig
+from hotplate.model.cost import cost, device_peak_flops
+from hotplate.model.growth.grow import grow_recurrent_state
+from hotplate.model.lm import LanguageModel
+from hotplate.model.state import State
+from hotplate.train import checkpoint, console
+from hotplate.train.budget import Goodput, Plan
+from hotplate.train.checkpoint import Checkpoint
+from hotplate.train.config import TrainConfig
+from hotplate.train.data.dataset import Dataset
+from hotplate.train.data.loader import Loader
+from hotplate.train.environment import environment
+from hotplate.train.evaluate.perplexity import evaluate_split
+from hotplate.train.growing import Part, grow_all, grown_model, growth_factors, parts
+from hotplate.train.guard import StopSignal
+from hotplate.train.inputs import Source, describe_data, load_start
+from hotplate.train.loop import Course, Hooks, Progress, train
+from hotplate.train.optimizer import Optimizer
+from hotplate.train.plan import Layout, describe
+from hotplate.train.ranks import Ranks
+from hotplate.train.schedule import factor, factor_after_growth
+from hotplate.train.settings import to_table
+from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
+from hotplate.train.step import Precision, Step
+from hotplate.train.summary import finish
+
+PREEMPTED = "preempted.json"  # in the run folder after an orderly stop on a signal
+
+
+class Session:
+    """One process's part in a run: owns model, optimiser and the run folder's files."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        preset: str,
+        ranks: Ranks,
+        precision: Precision,
+        layout: Layout,
+        plan: Plan,
+        dataset: Dataset,
+        folder: Path,
+        goodput: Goodput,
+    ) -> None:
+        self.config, self.preset, self.ranks, self.precision = config, preset, ranks, precision
+        self.layout, self.plan, self.dataset, self.folder, self.goodput = (
+            layout,
+            plan,
+            dataset,
+            folder,
+            goodput,
+        )
+        self.parts = parts(config.growth, plan)
+        self.records = Sinks([], console.complain)
+        torch.manual_seed(config.seed)
+        self._build(config.model)
+
+    def _build(self, model: ModelConfig) -> None:
+        """A model with initial weights, and its optimiser."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.model = LanguageModel.build(model, self.config.seed, self.ranks.device, dtype)
+        self.optimizer = Optimizer(self.model, self.config.optimizer)
+
+    def train(self, sources: Sequence[Source], saved: Checkpoint | None) -> int:
+        """From the start or from `saved` to the end of the budget, or to a signal."""
+        progress = self._restore(saved)
+        stop = StopSignal()
+        if self.ranks.main:
+            self._open_folder(saved, sources[0])
+        done = True
+        try:
+            for part in self.parts:
+                if done and progress.step < part.until:
+                    done = self._train_part(part, sources[part.source], progress, stop)
+            if done:
+                finish(self.model, self.dataset, self.config, self.plan, self.ranks, self.goodput, self.folder)
+            elif self.ranks.main:
+                note = {"signal": stop.name, "step": progress.step}
+                (self.folder / PREEMPTED).write_text(json.dumps(note) + "\n", encoding="utf-8")
+                console.say(
+                    f"stopped by {stop.name or 'another rank'} after step {progress.step}, saved in {self.folder}; "
+                    "go on with the same command and --run.resume auto"
+                )
+        finally:
+            stop.restore()
+            self.records.close()
+        return 0
+
+    def _train_part(self, part: Part, source: Source, progress: Progress, stop: StopSignal) -> bool:
+        """Updates up to the end of the part; False when a signal asked to stop before."""
+        config, ranks, plan = self.config, self.ranks, self.plan
+        if part.grown and progress.step == plan.grows_after:
+            with self.goodput.during("grow"):
+                self._grow(progress)
+        step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, plan.tokens_per_step)
+        course = Course(
+            config=config,
+            plan=plan,
+            costs=cost(self.model.config, config.data.window),
+            peak_flops=device_peak_flops(ranks.device),
+            until=part.until,
+            rate=self._grown_rate if part.grown else self._rate,
+        )
+        hooks = Hooks(report=self._report, validate=self._validate, save=self._save)
+        loader = Loader(
+            source,
+            rows=self.layout.rows,
+            micro_batches=self.layout.micro_batches,
+            device=ranks.device,
+            start_step=progress.step,
+        )
+        with loader:
+            return train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
+
+    def _rate(self, step: int) -> float:
+        return factor(self.config.schedule, step, self.plan)
+
+    def _grown_rate(self, step: int) -> float:
+        return factor_after_growth(self.config.schedule, self.config.growth, step, self.plan)
+
+    def _grow(self, progress: Progress) -> None:
+        """The large model in place of the small one, on every rank alike; the small one's last checkpoint stays until
+        the large one's first is complete."""
+        config, small = self.config, self.model.config
+        weights, state = grow_all(config, self.model.state_dict(), self.optimizer.state_dict())
+        self._build(grown_model(config))
+        self._load(weights, state)
+        factors = growth_factors(config)
+        progress.states = [
+            None if carried is None else grow_recurrent_state(carried, small, factors, config.growth.depth)
+            for carried in progress.states
+        ]
+        if self.ranks.main:
+            before, after = (cost(model, config.data.window).parameters for model in (small, self.model.config))
+            console.say(f"grown       {before:,} to {after:,} parameters after step {progress.step}")
+
+    def _load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Weights and what there is of optimiser state; the rest of it starts anew."""
+        self.model.load_state_dict(dict(weights))
+        masters = {key: weights[key.removeprefix("master.")] for key in self.optimizer.state_dict() if "master." in key}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), **masters, **state})
+
+    def _open_folder(self, saved: Checkpoint | None, source: Source) -> None:
+        """Write what the run is, open its sinks, and say where it is."""
+        table = {"preset": self.preset, **to_table(self.config)}
+        (self.folder / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+        facts = {
+            **environment(self.ranks.device),
+            "plan": dataclasses.asdict(self.plan),
+            "world": self.ranks.world,
+        }
+        (self.folder / "environment.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (self.folder / PREEMPTED).unlink(missing_ok=True)
+        since = None if saved is None else int(saved.trainer["step"])
+        sinks: list[Sink] = [JsonLines(self.folder / "metrics.jsonl", since)]
+        for name in self.config.run.sinks:
+            sinks.append(TensorBoard(self.folder) if name == "tensorboard" else WandB(self.folder, table))
+        self.records = Sinks(sinks, console.complain)
+        lines = describe(self.config, self.ranks, self.precision, self.layout, self.plan, self.folder)
+        console.say("\n".join([f"run folder  {self.folder}", *lines, describe_data(source, self.plan)]))
+        if self.config.model.recurrent and self.ranks.device.type == "cpu":
+            console.say(f"kernels     {native.status()}")
+        if saved is not None:
+            console.say(f"resumed     {saved.path} at step {since}")
+
+    def _restore(self, saved: Checkpoint | None) -> Progress:
+        """Model, optimiser, generators and carried state as they were; fresh ones when there is no checkpoint."""
+        progress = Progress(states=[None] * self.layout.micro_batches)
+        if saved is None:
+            if self.config.run.start is not None:
+                weights, state = load_start(Path(self.config.run.start), self.config, self.dataset)
+                self._load(weights, state)
+            return progress
+        if self.plan.grows_after is not None and int(saved.trainer["step"]) > self.plan.grows_after:
+            self._build(grown_model(self.config))
+        self.model.load_state_dict(saved.model)
+        self.optimizer.load_state_dict(saved.optimizer)
+        checkpoint.restore_random_state(saved.state, self.ranks.device)
+        progress.step, progress.skipped = int(saved.trainer["step"]), int(saved.trainer["skipped"])
+        rows = {name[4:]: x.to(self.ranks.device) for name, x in saved.state.items() if name.startswith("row.")}
+        if rows:
+            carried, size = State.from_dict(rows, self.model.config.layers), self.layout.micro_rows
+            starts = range(self.layout.rows.start, self.layout.rows.stop, size)
+            picks = [torch.arange(start, start + size, device=self.ranks.device) for start in starts]
+            progress.states = [carried.select(pick) for pick in picks]
+        return progress
+
+    def _save(self, progress: Progress) -> None:
+        """A checkpoint of everything; a full disk is reported and training goes on with the older ones."""
+        state: dict[str, Tensor] = checkpoint.random_state(self.ranks.device)
+        if all(part is not None for part in progress.states):
+            mine = State.concatenate([part for part in progress.states if part is not None])
+            state |= {f"row.{name}": self.ranks.gather_rows(x) for name, x in mine.to_dict().items()}
+        if not self.ranks.main:
+            return
+        trainer = {
+            "step": progress.step,
+            "tokens": progress.step * self.plan.tokens_per_step,
+            "skipped": progress.skipped,
+            "plan": dataclasses.asdict(self.plan),
+            "paid_seconds": self.goodput.snapshot(),
+            "config": to_table(self.config),
+            "model": to_table(self.model.config),
+            "data": self.dataset.fingerprint,
+            "tokenizer": self.dataset.tokenizer.fingerprint,
+        }
+        tensors: Mapping[str, Mapping[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": state,
+        }
+        try:
+            checkpoint.save(self.folder / "checkpoints", progress.step, tensors, trainer)
+            checkpoint.prune(self.folder / "checkpoints", self.config.run.keep)
+        except OSError as error:
+            console.complain(f"warning: checkpoint of step {progress.step} not saved: {error}; older ones are intact")
+
+    def _validate(self) -> Mapping[str, float]:
+        evaluation, data = self.config.evaluation, self.config.data
+        found = evaluate_split(
+            self.model,
+            self.dataset,
+            "validation",
+            window=data.window,
+            rows=evaluation.rows,
+            resets=data.mode == "packed" or data.document_resets,
+            limit=evaluation.tokens,
+        )
+        return {
+            "validation_loss": found.loss,
+            "validation_normalised_perplexity": found.normalised_perplexity,
+        }
+
+    def _report(self, record: dict[str, Any]) -> None:
+        if not self.ranks.main:
+            return
+        self.records.write(record)
+        if "loss" in record:
+            console.say(console.progress_line(record, self.plan))
+        if "validation_loss" in record:
+            value = record["validation_normalised_perplexity"]
+            console.say(
+                f"step {record['step']}/{self.plan.steps} validation loss {record['validation_loss']:.3f}, "
+                f"normalised perplexity {value:.4f} per byte"
+            )
