@@ -34,7 +34,10 @@ setup(
         f"hotplate.{name}" for part in PARTS for name in [part, *(f"{part}.{sub}" for sub in find_packages(part))]
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
-    package_data={"hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css"], "hotplate.kernels": ["*/native.c", "native/*.h"]},
+    package_data={
+        "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css"],
+        "hotplate.kernels": ["*/native.c", "native/*.h"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",

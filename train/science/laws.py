@@ -93,8 +93,8 @@ def quantiles(values_Rn: ndarray, level: float) -> tuple[ndarray, ndarray]:
 
 
 def fit(x: ndarray, y: ndarray, form: Form, resampling: Resampling, what: str = "fit") -> Fit:
-    """The law through (x [n], y [n]) with its replicates, which differ with the name `what`: two families must not share
-    their random draws. InputError for too few, wrong or rising points."""
+    """The law through (x [n], y [n]) with its replicates, which differ with the name `what`: two families must not
+    share their random draws. InputError for too few, wrong or rising points."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     check_points(x, y, form, what)
     law = solve(x, y, form)
