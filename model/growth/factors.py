@@ -68,6 +68,10 @@ def factors_between(old: ModelConfig, new: ModelConfig) -> Factors:
 def grown_config(old: ModelConfig, factors: Factors) -> ModelConfig:
     """The config of the grown model. ValueError where the function cannot be kept."""
     mixer = old.mixer
+    if old.mup_base is not None and factors.width > 1:
+        raise ValueError(
+            "growth: want the standard parametrisation, got mup_base, which rescales the logits of a wider model"
+        )
     if factors.heads % factors.kv(old):
         raise ValueError(
             f"growth: want a factor of kv_heads that divides that of heads ({factors.heads}), got {factors.kv(old)}"
