@@ -8,7 +8,7 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 CHECKOUT := build/checkout/hotplate
 
-.PHONY: help train test bench profile lint lock clean
+.PHONY: help train test science bench profile lint lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -19,6 +19,10 @@ train: $(RUN) ## train the demo on the embedded corpus, with evaluation, sample 
 
 test: $(DEV) ## all tests
 	$(BIN)/pytest -q $(ARGS)
+
+science: $(RUN) ## compare three architectures at three compute classes: laws, crossings, a page (half an hour)
+	$(BIN)/hotplate sweep nano --folder runs/science $(ARGS)
+	$(BIN)/hotplate report runs/science -o runs/science/report.html --json runs/science/result.json
 
 bench: $(DEV) ## kernels and whole training steps against their peers on this machine
 	$(BIN)/hotplate bench $(ARGS)

@@ -35,7 +35,10 @@ setup(
         f"hotplate.{name}" for part in PARTS for name in [part, *(f"{part}.{sub}" for sub in find_packages(part))]
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
-    package_data={"hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml"], "hotplate.kernels": ["*/native.c", "native/*.h"]},
+    package_data={
+        "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css"],
+        "hotplate.kernels": ["*/native.c", "native/*.h"],
+    },
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",
@@ -69,6 +72,7 @@ setup(
             "mypy>=1.13",
             "pyarrow>=15",
             "tensorboard>=2.16",
+            "submitit>=1.5",
             "transformers>=5",  # tests compare imported checkpoints with it
             "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU
         ],

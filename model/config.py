@@ -1,5 +1,6 @@
 """What a language model is made of: frozen configs, checked when made."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -95,11 +96,16 @@ class ModelConfig:
     """multiplier of the logits"""
     init_std: float = 0.02
     """standard deviation of all matrices; the MLP's second one is divided by sqrt(2 * layers)"""
+    mup_base: int | None = None
+    """width at which the settings were found: others get muP's rates, initial values and logits (model/mup.py); none =
+    standard parametrisation"""
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("layers", "width", "ffn", "vocab", "context")}
         if bad := {name: value for name, value in sizes.items() if value < 1}:
             raise ValueError(f"model: want sizes >= 1, got {bad}")
+        if self.mup_base is not None and self.mup_base < 1:
+            raise ValueError(f"model: want mup_base >= 1, got {self.mup_base}")
         if self.positions == "rotary" and (self.mixer.rotary_width % 2 or self.mixer.rotary_width < 2):
             raise ValueError(
                 f"model: want an even number of rotating features, got {self.mixer.rotary_width}: "
@@ -107,6 +113,20 @@ class ModelConfig:
             )
         if self.positions == "rotary" and self.mixer.kind != "attention":
             raise ValueError(f"model: rotary positions need mixer.kind attention, got {self.mixer.kind}; use none")
+
+    @property
+    def width_multiplier(self) -> float:
+        """muP's m: width over base width; 1 in the standard parametrisation."""
+        return 1.0 if self.mup_base is None else self.width / self.mup_base
+
+    @property
+    def token_multiplier(self) -> float:
+        """Of the token embedding."""
+        return math.sqrt(self.mup_base or self.width) if self.embedding_scale is None else self.embedding_scale
+
+    @property
+    def logit_multiplier(self) -> float:
+        return self.logit_scale / self.width_multiplier
 
     @property
     def recurrent(self) -> bool:

@@ -8,12 +8,13 @@ from torch import nn
 from hotplate.model.axes import parameter_axes
 from hotplate.model.block import MLP
 from hotplate.model.config import ModelConfig
+from hotplate.model.mup import initial_scale
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Matrices N(0, init_std), biases 0, norm weights 1; the MLP's second matrix N(0, init_std / sqrt(2 * layers))
-    (Languini Kitchen's rule, after GPT-2).
+    (Languini Kitchen's rule, after GPT-2). Under muP hidden matrices start smaller in wider models.
 
     Values depend on the seed and the parameter order only, and are drawn on the CPU, so that every device and every
     rank starts from the same model.
@@ -23,6 +24,7 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     for name, (parameter, axes) in parameter_axes(model).items():
         if len(axes.names) >= 2:
             std = config.init_std / math.sqrt(2 * config.layers) if id(parameter) in scaled else config.init_std
+            std *= initial_scale(axes, config.width_multiplier)
             parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -3,7 +3,6 @@
 Letters: B rows, T steps, D width, V vocabulary.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,7 +68,7 @@ class LanguageModel(nn.Module):
                 self._head_for(x),
                 batch.targets.flatten(),
                 weights.flatten(),
-                logit_scale=self.config.logit_scale,
+                logit_scale=self.config.logit_multiplier,
             )
         return Output(loss, weights.sum(), state)
 
@@ -79,7 +78,7 @@ class LanguageModel(nn.Module):
         x, state = self.hidden(batch, state)
         with self._own_precision(x):
             nll, rank = linear_scores(
-                x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), logit_scale=self.config.logit_scale
+                x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), logit_scale=self.config.logit_multiplier
             )
         return nll.view_as(batch.weights), rank.view_as(batch.targets), state
 
@@ -106,9 +105,8 @@ class LanguageModel(nn.Module):
                 f"got {tokens.shape[1]}; raise model.context or shorten the window"
             )
         x = self.embedding(tokens)
-        scale = math.sqrt(config.width) if config.embedding_scale is None else config.embedding_scale
-        if scale != 1:
-            x = x * scale
+        if config.token_multiplier != 1:
+            x = x * config.token_multiplier
         if config.positions == "learned":
             x = x + self.position(positions)
         if torch.is_autocast_enabled(x.device.type):  # residual stream in the compute dtype
@@ -127,7 +125,7 @@ class LanguageModel(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Features [..., D] -> logits [..., V]."""
         logits = x @ self._head_for(x).t()
-        return logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
+        return logits if self.config.logit_multiplier == 1 else logits * self.config.logit_multiplier
 
     def initial_state(self, rows: int, cache: bool = False) -> State:
         """Zero state for `rows` rows; with `cache`, attention layers keep keys and values (for sampling)."""

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -65,5 +66,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions,
         "revision": git_revision(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

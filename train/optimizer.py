@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hotplate.kernels.newton_schulz import newton_schulz
 from hotplate.model.axes import Axes, parameter_axes
+from hotplate.model.lm import LanguageModel
+from hotplate.model.mup import rate_scale
 from hotplate.train.config import OptimizerConfig
 from hotplate.train.errors import InputError
 
@@ -22,7 +24,7 @@ MUON_RMS = 0.2
 class Optimizer:
     """Owns the fp32 weights that are updated (the model's own when it is fp32) and their state."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: LanguageModel, config: OptimizerConfig) -> None:
         self.config = config
         self._parameters = {name: (p, axes) for name, (p, axes) in parameter_axes(model).items()}
         self._masters = {
@@ -31,20 +33,25 @@ class Optimizer:
         }
         self._narrow = [name for name, (p, _) in self._parameters.items() if p.dtype != torch.float32]
         muon = {name for name, (_, axes) in self._parameters.items() if config.kind == "muon" and axes.hidden_matrix}
+        self._rates = {  # factors of the learning rate: 1 in the standard parametrisation
+            name: rate_scale(axes, model.config.width_multiplier, name in muon)
+            for name, (_, axes) in self._parameters.items()
+        }
         self._muon = {name: torch.zeros_like(self._masters[name]) for name in muon}
         self._adamw = self._build_adamw([name for name in self._parameters if name not in muon])
 
     def _build_adamw(self, names: list[str]) -> torch.optim.AdamW:
-        """One group with weight decay (matrices), one without (biases, norms)."""
-        decayed = [self._masters[n] for n in names if self._parameters[n][1].matrix]
-        others = [self._masters[n] for n in names if not self._parameters[n][1].matrix]
+        """Groups with weight decay (matrices) and without (biases, norms), by factor of the learning rate. What decays
+        per update, rate times weight decay, has no factor."""
         config = self.config
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        groups: dict[tuple[bool, float], list[Tensor]] = defaultdict(list)
+        for name in names:
+            groups[self._parameters[name][1].matrix, self._rates[name]].append(self._masters[name])
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [
+                {"params": group, "factor": factor, "weight_decay": config.weight_decay / factor if matrix else 0.0}
+                for (matrix, factor), group in groups.items()
+            ],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -81,7 +88,7 @@ class Optimizer:
             scale = scale * (self.config.clip / norm).clamp(max=1.0)
         skipped = (~norm.isfinite()).float()
         for group in self._adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self._adamw.grad_scale, self._adamw.found_inf = 1.0 / scale, skipped  # type: ignore[attr-defined]
         self._adamw.step()
         self._step_muon(lr, scale, skipped)
@@ -93,7 +100,7 @@ class Optimizer:
 
     def _step_muon(self, lr: float, scale: Tensor, skipped: Tensor) -> None:
         """Nesterov momentum, orthogonalised per stacked matrix, equal shapes in one batch."""
-        batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        batches: dict[tuple[tuple[int, ...], float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name, momentum in self._muon.items():
             master, axes = self._masters[name], self._parameters[name][1]
             if master.grad is None:
@@ -103,10 +110,10 @@ class Optimizer:
             momentum.mul_(decay).add_(gradient)
             direction = gradient + self.config.momentum * momentum
             for weight, part in zip(_matrices(master, axes), _matrices(direction, axes), strict=True):
-                batches[tuple(part.shape)].append((weight, part))
-        for shape, pairs in batches.items():
+                batches[tuple(part.shape), self._rates[name]].append((weight, part))
+        for (shape, rate), pairs in batches.items():
             updates = newton_schulz(torch.stack([part for _, part in pairs]))
-            factor = MUON_RMS * math.sqrt(max(shape[-2:]))
+            factor = rate * MUON_RMS * math.sqrt(max(shape[-2:]))
             live = 1.0 - skipped
             for (weight, _), update in zip(pairs, updates, strict=True):
                 weight.mul_(1.0 - live * lr * self.config.weight_decay).sub_(update * (live * lr * factor))

@@ -1,7 +1,6 @@
 """A Hugging Face folder (config.json, safetensors) as our config and weights, and the reverse. Nothing is unpickled."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,16 +109,16 @@ def _theirs(family: Family, name: str, config: ModelConfig, x: Tensor) -> dict[s
 def _fold(config: ModelConfig, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """Weights of the same function with embedding and logit multipliers of 1, and whether the head is still tied."""
     folded = {name: x.detach().float().cpu() for name, x in weights.items()}
-    scale = math.sqrt(config.width) if config.embedding_scale is None else config.embedding_scale
+    scale, logits = config.token_multiplier, config.logit_multiplier
     embedding = folded["embedding.weight"]
     tied = config.tied and scale == 1
-    if tied and config.logit_scale != 1 and "norm.weight" in folded:
+    if tied and logits != 1 and "norm.weight" in folded:
         for name in ("norm.weight", "norm.bias"):
             if name in folded:
-                folded[name] = folded[name] * config.logit_scale
-    elif not tied or config.logit_scale != 1:
+                folded[name] = folded[name] * logits
+    elif not tied or logits != 1:
         tied = False
-        folded["head.weight"] = folded.get("head.weight", embedding) * config.logit_scale
+        folded["head.weight"] = folded.get("head.weight", embedding) * logits
     folded["embedding.weight"] = embedding * scale
     return folded, tied
 

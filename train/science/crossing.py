@@ -1,11 +1,12 @@
 """Where two families' laws meet, with an interval, and how a throughput gain moves the point.
 
-Both families are fitted against accelerator-hours. The one that is worse at the start overtakes where the laws cross; each
-pair of bootstrap replicates crosses somewhere of its own or not at all within the horizon. A family that becomes g times
-faster has the same law in tokens, so in hours y(h) = law(g h): no new training is needed to see where it would cross.
+Both families are fitted against accelerator-hours. The one that is worse at the start overtakes where the laws cross;
+each pair of bootstrap replicates crosses somewhere of its own or not at all within the horizon. A family that becomes g
+times faster has the same law in tokens, so in hours y(h) = law(g h): no new training is needed to see where it would
+cross.
 
-For two power laws without floor that cross at h0, with exponents b (the one that becomes faster) and b', the new crossing
-is h0 g^(-b / (b - b')): it depends on the ratio of the exponents alone (`moved`).
+For two power laws without floor that cross at h0, with exponents b (the one that becomes faster) and b', the new
+crossing is h0 g^(-b / (b - b')): it depends on the ratio of the exponents alone (`moved`).
 """
 
 from dataclasses import dataclass
@@ -33,13 +34,6 @@ class Crossing:
     never: float  # share of replicates without a crossing
     level: float
 
-    def __str__(self) -> str:
-        place = "do not cross" if self.at is None else f"cross at {self.at:.4g}"
-        low, high = (
-            f"beyond {self.horizon:.3g}" if np.isinf(edge) else f"{edge:.3g}" for edge in (self.low, self.high)
-        )
-        return f"{place} ({self.level:.0%}: {low} to {high}; no crossing by {self.horizon:.3g}: {self.never:.0%})"
-
 
 def first_crossing(lower: PowerLaw, upper: PowerLaw, start: float, horizon: float) -> ndarray:
     """The first x in [start, horizon] where `upper` is no longer above `lower`, per replicate; infinity for none.
@@ -57,7 +51,9 @@ def first_crossing(lower: PowerLaw, upper: PowerLaw, start: float, horizon: floa
     return np.where(met.any(-1), place, np.inf)
 
 
-def crossing(first: tuple[str, Fit], second: tuple[str, Fit], horizon: float, gains: tuple[float, float]) -> Crossing:
+def crossing(
+    first: tuple[str, Fit], second: tuple[str, Fit], horizon: float, gains: tuple[float, float] = (1.0, 1.0)
+) -> Crossing:
     """Where the laws of two named fits meet when each family runs `gains` times as fast as it was measured.
 
     It starts at the smallest measured x of either. InputError when the horizon is not beyond it."""

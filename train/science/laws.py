@@ -93,7 +93,8 @@ def quantiles(values_Rn: ndarray, level: float) -> tuple[ndarray, ndarray]:
 
 
 def fit(x: ndarray, y: ndarray, form: Form, resampling: Resampling, what: str = "fit") -> Fit:
-    """The law through (x [n], y [n]) with its replicates. InputError for too few, wrong or rising points."""
+    """The law through (x [n], y [n]) with its replicates, which differ with the name `what`: two families must not
+    share their random draws. InputError for too few, wrong or rising points."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     check_points(x, y, form, what)
     law = solve(x, y, form)
@@ -116,8 +117,8 @@ def check_points(x: ndarray, y: ndarray, form: Form, what: str) -> None:
     if slope >= 0:
         first, last = (float(y[x == edge].mean()) for edge in (x.min(), x.max()))
         raise InputError(
-            f"{what}: the values do not fall: {first:.4g} at {x.min():.4g}, {last:.4g} at {x.max():.4g}; no scaling law "
-            "describes that. Are the runs trained to the end of their schedule, with the same data and metric?"
+            f"{what}: the values do not fall: {first:.4g} at {x.min():.4g}, {last:.4g} at {x.max():.4g}; no scaling "
+            "law describes that. Are the runs trained to the end of their schedule, with the same data and metric?"
         )
 
 
@@ -154,7 +155,7 @@ def _project(z: ndarray, y: ndarray, b: ndarray) -> tuple[ndarray, ndarray, ndar
 
 
 def _replicate(x: ndarray, y: ndarray, law: PowerLaw, form: Form, resampling: Resampling, what: str) -> PowerLaw:
-    random, n = np.random.default_rng(resampling.seed), len(x)
+    random, n = np.random.default_rng([resampling.seed, *what.encode()]), len(x)
     shape = (resampling.replicates, n)
     if resampling.over == "residuals":
         left = n - PARAMETERS[form]

@@ -101,8 +101,7 @@ def read_run(folder: Path) -> Run:
         steps = checkpoint.listing(folder / "checkpoints")
         reached = f"it stopped at or after step {checkpoint.step_of(steps[-1])}" if steps else "it has no checkpoint"
         raise InputError(
-            f"{folder}: unfinished, {reached}; go on with `hotplate train {folder / 'config.toml'} --run.folder {folder}"
-            " --run.resume auto`, or leave it out"
+            f"{folder}: unfinished, {reached}; go on with the same command and --run.resume auto, or leave it out"
         )
     try:
         table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
@@ -159,8 +158,8 @@ def check_comparable(runs: Sequence[Run], metric: Metric, split: str) -> None:
 
 
 def gather(paths: Sequence[str], metric: Metric, split: str, grouping: Grouping) -> list[Observation]:
-    """Observations of runs and tables (`published` is the shipped one) among `paths`. InputError for none, a bad file, or
-    mixed metrics."""
+    """Observations of runs and tables (`published` is the shipped one) among `paths`. InputError for none, a bad file,
+    or mixed metrics."""
     if not paths:
         raise InputError("want run folders, sweep folders, or tables of points (.toml, .json); got none")
     paths = [str(published.FILE) if path == "published" else path for path in paths]

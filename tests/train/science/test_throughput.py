@@ -1,0 +1,149 @@
+"""The throughput command: a bounded search that survives what does not fit, its cache, and its tables."""
+
+import csv
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hotplate.model.presets import PRESETS
+from hotplate.train.commands import guarded, throughput
+from hotplate.train.config import TrainConfig
+from hotplate.train.errors import InputError
+from hotplate.train.ranks import Ranks
+from hotplate.train.science import batch_search
+from hotplate.train.science.batch_search import Row, is_out_of_memory, search, try_rows
+from hotplate.train.throughput import TIMED_STEPS, Throughput
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+SMALL = replace(PRESETS["gpt-nano"], layers=1, width=32, ffn=64, vocab=64)
+CONFIG = TrainConfig(model=SMALL, device="cpu")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float | BaseException]) -> list[int]:
+    """Replace the measurement by a table of tokens/s by rows; the list fills with the rows asked for."""
+    asked: list[int] = []
+
+    def measure(model, optimizer, ranks, precision, *, rows, window, seconds):
+        asked.append(rows)
+        speed = speeds[rows]
+        if isinstance(speed, BaseException):
+            raise speed
+        samples = 3 if seconds < 1e9 else TIMED_STEPS
+        second = rows * window / speed
+        return Throughput(rows * window, second, second, 0.0, samples, 1 << 20, 2 << 20)
+
+    monkeypatch.setattr(batch_search, "measure", measure)
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTPLATE_CACHE", str(tmp_path / "cache"))
+
+
+def look(limit: int = 64, **changes):
+    return search("m", replace(CONFIG, **changes), CPU, limit=limit, seconds=60.0, refresh=False)
+
+
+def test_the_fastest_batch_wins_not_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pretend(monkeypatch, {1: 10.0, 2: 18.0, 4: 30.0, 8: 29.0, 16: 28.0, 32: 99.0})
+    found = look()
+    assert found.best.rows == 4 and asked == [1, 2, 4, 8, 16, 4]  # two that are no faster end it; the best in full
+    assert found.best.samples == TIMED_STEPS
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_ends_the_search_only(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    pretend(monkeypatch, {1: 10.0, 2: 18.0, 4: error})
+    found = look()
+    assert is_out_of_memory(error) and found.best.rows == 2
+    assert [row.out_of_memory for row in found.tried] == [False, False, True]
+
+
+def test_other_errors_are_not_hidden_and_nothing_fitting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {1: RuntimeError("shape mismatch")})
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        look()
+    pretend(monkeypatch, {1: MemoryError()})
+    with pytest.raises(InputError, match="not even one row"):
+        look()
+
+
+def test_on_a_cpu_an_estimate_beyond_the_free_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pretend(monkeypatch, {1: 10.0})
+    monkeypatch.setattr(batch_search, "_free_memory", lambda: 1e6)
+    assert try_rows("m", CONFIG, CPU, 1, 1.0).out_of_memory and not asked
+
+
+def test_results_are_cached_by_model_and_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = pretend(monkeypatch, {1: 10.0, 2: 20.0})
+    first = look(limit=2)
+    assert look(limit=2) == first and asked == [1, 2, 2]
+    look(limit=2, model=replace(SMALL, ffn=96))
+    assert len(asked) == 6
+    monkeypatch.setattr(batch_search, "environment", lambda device: {**first.environment, "revision": "another"})
+    look(limit=2)
+    assert len(asked) == 9
+    for path in (tmp_path / "cache" / "throughput").iterdir():
+        path.write_text("{")
+    look(limit=2)  # a damaged file is made again
+    assert len(asked) == 12
+
+
+def test_a_real_measurement_fills_every_column(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    row = try_rows("m", CONFIG, CPU, 2, float("inf"))
+    spent = time.perf_counter() - began
+    assert row.samples == TIMED_STEPS and not row.out_of_memory
+    assert row.tokens_per_second == pytest.approx(2 * 512 * 1e3 / row.median_step_ms)
+    assert row.samples * row.mean_step_ms / 1e3 < spent  # the warm-up is outside
+    assert row.mfu_causal is None  # no peak is known for a CPU
+    assert row.model_mib == pytest.approx(row.parameters * 4 / 2**20)
+
+
+def test_the_command_writes_rows_and_shows_what_classes_buy(monkeypatch, tmp_path: Path, capsys) -> None:
+    pretend(monkeypatch, {1: 1000.0, 2: 2000.0})
+    numbers, table = tmp_path / "t.json", tmp_path / "t.csv"
+    flags = ["--limit", "2", "--classes", "1h", "--window", "32", "--json", str(numbers), "--csv", str(table)]
+    assert throughput.main(["gpt-nano", "qlstm-nano", *flags]) == 0
+    assert "7.2M" in capsys.readouterr().out  # 2,000 tokens/s for an hour
+    assert json.loads(numbers.read_text())["gpt-nano"]["best"]["rows"] == 2
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["model"], row["rows"], row["best"]) for row in rows] == [
+        (model, rows, best) for model in ("gpt-nano", "qlstm-nano") for rows, best in (("1", "False"), ("2", "True"))
+    ]
+    assert set(rows[0]) == {*Row.__dataclass_fields__, "best"}
+
+
+def test_a_reference_card_is_looked_up(monkeypatch, capsys) -> None:
+    pretend(monkeypatch, {})
+    assert throughput.main(["gpt-small", "--reference", "rtx3090", "--classes", "6h"]) == 0
+    out = capsys.readouterr().out
+    assert "55,416" in out and "1.2G" in out and "gpt-mini" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "want one or more models"),
+        (["gpt-nan"], "did you mean gpt-nano"),
+        (["gpt-nano", "--classes", "3steps"], "want accelerator time"),
+        (["gpt-nano", "--limit", "0"], "want both above zero"),
+        (["gpt-xl", "--reference", "RTX 3090"], "nothing published of gpt-xl"),
+        (["--reference", "RTX 3080"], "did you mean RTX 3090"),
+    ],
+)
+def test_mistakes_are_refused(arguments: list[str], message: str, capsys) -> None:
+    assert guarded(throughput.main, arguments) == 2
+    assert message in capsys.readouterr().err
