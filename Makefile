@@ -8,10 +8,10 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 CHECKOUT := build/checkout/hotplate
 
-.PHONY: help train test science bench profile lint lock clean
+.PHONY: help train test science growth-study bench profile lint lock clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 	@echo "arguments: make train ARGS='gpt-nano --budget 10m'; also for test, bench and profile"
 
 train: $(RUN) ## train the demo on the embedded corpus, with evaluation, sample and plot
@@ -23,6 +23,9 @@ test: $(DEV) ## all tests
 science: $(RUN) ## compare three architectures at three compute classes: laws, crossings, a page (half an hour)
 	$(BIN)/hotplate sweep nano --folder runs/science $(ARGS)
 	$(BIN)/hotplate report runs/science -o runs/science/report.html --json runs/science/result.json
+
+growth-study: $(RUN) ## growth against training from scratch, with seeds and billing (half an hour)
+	$(BIN)/hotplate growth-study --json runs/growth/result.json $(ARGS)
 
 bench: $(DEV) ## kernels and whole training steps against their peers on this machine
 	$(BIN)/hotplate bench $(ARGS)

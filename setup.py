@@ -17,6 +17,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "sweep": "hotplate.train.commands.sweep",
     "fit": "hotplate.train.commands.fit",
     "crossing": "hotplate.train.commands.crossing",
+    "growth-study": "hotplate.train.commands.growth_study",
     "report": "hotplate.train.commands.report",
     "coordinates": "hotplate.train.commands.coordinates",
     "bench": "hotplate.bench.commands.bench",

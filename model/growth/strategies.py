@@ -9,6 +9,7 @@ Noise (`snr_db`) joins symmetric, diagonal and unequal. Without it, symmetric co
 separate.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -37,9 +38,13 @@ class Strategy:
     name: Name = "symmetric"
     """symmetric, diagonal, unequal, net2net, fpi or aki"""
     snr_db: float | None = DEFAULT_SNR_DB
-    """power of the weights over that of the zero-sum noise added to them, in dB; none = no noise"""
+    """power of the weights over that of the zero-sum noise added to them, in dB; none or inf = no noise"""
     seed: int = 0
     """of the noise and of random choices"""
+
+    def __post_init__(self) -> None:
+        if self.snr_db == math.inf:  # how a TOML file says it
+            object.__setattr__(self, "snr_db", None)
 
     @property
     def noisy(self) -> bool:
