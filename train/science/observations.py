@@ -27,6 +27,7 @@ from hotplate.model.cost import cost
 from hotplate.train import checkpoint, published
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
+from hotplate.train.growing import final_model
 from hotplate.train.settings import merge
 
 Metric = Literal["normalised_perplexity", "normalised_perplexity_characters", "bits_per_byte", "loss", "perplexity"]
@@ -116,12 +117,14 @@ def read_run(folder: Path) -> Run:
 
 
 def observe(run: Run, metric: Metric, split: str, grouping: Grouping) -> Observation:
-    """The run's score on `split`. InputError when the run did not score it."""
+    """The run's score on `split` and what it cost; a run that grows counts with both models' FLOPs and the parameters
+    of the last. InputError when the run did not score the split."""
     splits = run.summary["splits"]
     if split not in splits:
         raise InputError(f"{run.path}: no split {split!r} in its summary; it scored {', '.join(splits) or 'none'}")
-    costs = cost(run.config.model, run.config.data.window)
-    tokens = float(run.summary["tokens"])
+    first, last = (cost(model, run.config.data.window) for model in (run.config.model, final_model(run.config)))
+    plan, tokens = run.environment["plan"], float(run.summary["tokens"])
+    early = tokens if plan.get("grows_after") is None else float(plan["grows_after"] * plan["tokens_per_step"])
     return Observation(
         family=run.preset if grouping == "model" else architecture(run.config.model),
         value=float(splits[split][metric]),
@@ -130,9 +133,9 @@ def observe(run: Run, metric: Metric, split: str, grouping: Grouping) -> Observa
         seed=run.config.seed,
         hours=run.summary["protocol_hours"],
         tokens=tokens,
-        flops=tokens * costs.training_flops,
-        parameters=float(costs.parameters),
-        tokens_per_second=run.environment["plan"]["tokens_per_second"],
+        flops=early * first.training_flops + (tokens - early) * last.training_flops,
+        parameters=float(last.parameters),
+        tokens_per_second=plan["tokens_per_second"],
         accelerator=run.accelerator,
         source=str(run.path),
     )

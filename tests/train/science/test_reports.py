@@ -9,21 +9,8 @@ import pytest
 
 from hotplate.model.cost import cost
 from hotplate.model.presets import PRESETS
-from hotplate.train.commands import crossing, fit, guarded, report
+from hotplate.train.commands import crossing, fit, report
 from hotplate.train.science.observations import Run, families, gather, read_run
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]):
-    """A function (command, *arguments) -> the one message of a command that exits with 2."""
-
-    def run(command, *arguments: str) -> str:
-        assert guarded(command.main, list(arguments)) == 2
-        errors = capsys.readouterr().err
-        assert errors.startswith("error: ") and "Traceback" not in errors
-        return errors
-
-    return run
 
 
 def test_a_run_folder_becomes_an_observation(make_run) -> None:
