@@ -85,7 +85,7 @@ def test_the_page_is_one_file_with_every_part(study: Path, tmp_path: Path) -> No
     text = out.read_text()
     for part in ("Held-out scores", "Scaling laws", "crossings", "Learning curves", "goodput", "Kernels", "25%"):
         assert part in text
-    assert f"hotplate report {study}" in text and "main.py &lt;b&gt;" in text
+    assert f"hotplate report {study}" in text and "hotplate train &lt;b&gt;" in text
     assert not re.search(r'(src|href)="(?!#)', text) and "@import" not in text and "url(http" not in text
     pictures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(pictures) == 4
