@@ -215,10 +215,10 @@ def coordinates(observations: Sequence[Observation], axis: Axis) -> tuple[ndarra
     if missing:
         hint = "; a budget in tokens or steps has no hours unless --tokens-per-second was given" * (axis == "hours")
         raise InputError(f"{missing[0]}: no {axis} known{hint}; choose another axis")
-    cards = sorted({observation.accelerator for observation in observations})
+    cards = {published.card_key(observation.accelerator): observation.accelerator for observation in observations}
     if axis == "hours" and len(cards) > 1:
         raise InputError(
-            f"hours of different accelerators cannot be compared: {', '.join(map(repr, cards))}; use tokens or FLOPs, "
+            f"hours of different accelerators cannot be compared: {', '.join(map(repr, sorted(cards.values())))}; use tokens or FLOPs, "
             "or re-derive the budgets for one card with --reference"
         )
     x = np.array([float(getattr(observation, axis)) for observation in observations])

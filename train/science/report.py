@@ -9,6 +9,7 @@ from typing import Any
 
 from hotplate.train.console import duration, quantity
 from hotplate.train.errors import InputError
+from hotplate.train.published import card_key
 from hotplate.train.science import figures, page
 from hotplate.train.science.comparison import (
     Question,
@@ -47,7 +48,7 @@ class Comparison:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Costs that every run has, in comparable units."""
-        one_card = len({observation.accelerator for observation in self.observations}) == 1
+        one_card = len({card_key(observation.accelerator) for observation in self.observations}) == 1
         timed = one_card and all(observation.hours is not None for observation in self.observations)
         return AXES if timed else AXES[1:]
 
