@@ -217,8 +217,9 @@ def coordinates(observations: Sequence[Observation], axis: Axis) -> tuple[ndarra
         raise InputError(f"{missing[0]}: no {axis} known{hint}; choose another axis")
     cards = {published.card_key(observation.accelerator): observation.accelerator for observation in observations}
     if axis == "hours" and len(cards) > 1:
+        named = ", ".join(map(repr, sorted(cards.values())))
         raise InputError(
-            f"hours of different accelerators cannot be compared: {', '.join(map(repr, sorted(cards.values())))}; use tokens or FLOPs, "
+            f"hours of different accelerators cannot be compared: {named}; use tokens or FLOPs, "
             "or re-derive the budgets for one card with --reference"
         )
     x = np.array([float(getattr(observation, axis)) for observation in observations])
