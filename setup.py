@@ -11,6 +11,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "evaluate": "hotplate.train.commands.evaluate",
     "generate": "hotplate.train.commands.generate",
     "grow": "hotplate.train.commands.grow",
+    "hf": "hotplate.train.commands.hf",
     "data": "hotplate.train.commands.data",
     "throughput": "hotplate.train.commands.throughput",
     "sweep": "hotplate.train.commands.sweep",
@@ -72,6 +73,7 @@ setup(
             "pyarrow>=15",
             "tensorboard>=2.16",
             "submitit>=1.5",
+            "transformers>=5",  # tests compare imported checkpoints with it
             "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU
         ],
     },

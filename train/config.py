@@ -80,6 +80,8 @@ class GrowthConfig:
     """added blocks: identity (copies that change nothing at first), stack or interleave"""
     moments: Literal["keep", "fresh"] = "keep"
     """keep: the optimiser's state grows with the weights; fresh: it starts anew"""
+    rates: Literal["plain", "scaled"] = "plain"
+    """scaled: hidden matrices of the grown model learn at muP's smaller rate, as the small model did"""
     schedule: Literal["continue", "rewarm", "restart", "reuse"] = "continue"
     """learning rate afterwards: continue = as if nothing had happened; rewarm = that, times a new warm-up; restart =
     the whole schedule over the rest; reuse = a cosine from the current rate to a hundredth, no warm-up"""

@@ -3,18 +3,24 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from hotplate.model.config import ModelConfig
+from hotplate.model.growth.depth import Depth
 from hotplate.model.growth.factors import Factors, factors_between, grown_config
 from hotplate.model.growth.grow import grow
 from hotplate.model.growth.optimizer_state import grow_state
+from hotplate.model.growth.strategies import Strategy
 from hotplate.model.presets import PRESETS
+from hotplate.train import checkpoint
 from hotplate.train.budget import Plan
+from hotplate.train.checkpoint import Checkpoint
 from hotplate.train.config import GrowthConfig, TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.schedule import REUSE_SWITCH
+from hotplate.train.settings import merge, to_table
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,17 @@ def growth_factors(config: TrainConfig) -> Factors:
 def grown_model(config: TrainConfig) -> ModelConfig:
     """The model that the run ends with. InputError where growth could not keep the function."""
     try:
-        return grown_config(config.model, growth_factors(config))
+        large = grown_config(config.model, growth_factors(config))
     except ValueError as error:
         raise InputError(f"--growth: {error}") from error
+    return with_scaled_rates(config.model, large) if config.growth.rates == "scaled" else large
+
+
+def with_scaled_rates(small: ModelConfig, large: ModelConfig) -> ModelConfig:
+    """The grown config under muP based on the small width: the same function, other learning rates."""
+    if large.mup_base is not None:
+        return large
+    return dataclasses.replace(large, mup_base=small.width, logit_scale=large.logit_scale * large.width / small.width)
 
 
 def final_model(config: TrainConfig) -> ModelConfig:
@@ -83,3 +97,45 @@ def grow_all(
     if growth.moments == "keep":
         state = grow_state(optimizer, config.model, factors, growth.strategy, growth.depth)
     return grown, state
+
+
+def write_grown(
+    out: Path,
+    found: Checkpoint,
+    factors: Factors,
+    strategy: Strategy,
+    *,
+    depth: Depth = "identity",
+    keep_moments: bool = True,
+    scaled_rates: bool = False,
+) -> ModelConfig:
+    """Grow the model of a checkpoint into a new checkpoint folder, to train from; the grown config.
+
+    ValueError where the function cannot be kept; OSError where `out` cannot be written. Nothing is left in either case.
+    """
+    where = f"{found.path}: trainer.json"
+    small = merge(ModelConfig(), found.trainer["model"], f"{where}: model")
+    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
+    large, grown = grow(weights, small, factors, strategy, depth)
+    if scaled_rates:
+        large = with_scaled_rates(small, large)
+    state: dict[str, Tensor] = {}
+    if keep_moments:
+        state = grow_state(found.optimizer, small, factors, strategy, depth)
+    saved = merge(TrainConfig(), found.trainer["config"], f"{where}: config")
+    trainer = {
+        "step": 0,
+        "data": found.trainer["data"],
+        "tokenizer": found.trainer["tokenizer"],
+        "config": to_table(dataclasses.replace(saved, model=large, growth=GrowthConfig())),
+        "model": to_table(large),
+        "grown": {
+            "from": str(found.path),
+            "step": found.trainer["step"],
+            "factors": to_table(factors),
+            "strategy": to_table(strategy),
+            "depth": depth,
+        },
+    }
+    checkpoint.write(out, {"model": grown, "optimizer": state, "state": {}}, trainer)
+    return large

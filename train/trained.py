@@ -21,11 +21,11 @@ class Trained:
     model: LanguageModel
     config: TrainConfig
     step: int
-    tokenizer: str  # sha256 of the tokeniser file
+    tokenizer: str  # sha256 of the tokeniser file; empty where an imported model came without one
 
     def check_tokenizer(self, dataset: Dataset) -> None:
         """InputError when `dataset` was cut with another tokeniser."""
-        if dataset.tokenizer.fingerprint != self.tokenizer:
+        if self.tokenizer and dataset.tokenizer.fingerprint != self.tokenizer:
             raise InputError(
                 f"the model was trained with tokeniser {self.tokenizer[:16]}, the data set has "
                 f"{dataset.tokenizer.fingerprint[:16]}; prepare the data with --tokenizer of the model's data set"

@@ -1,6 +1,5 @@
 """By how much each axis of a model grows, and the config of the grown model."""
 
-import math
 from dataclasses import dataclass, replace
 
 from hotplate.model.config import ModelConfig
@@ -68,10 +67,6 @@ def factors_between(old: ModelConfig, new: ModelConfig) -> Factors:
 def grown_config(old: ModelConfig, factors: Factors) -> ModelConfig:
     """The config of the grown model. ValueError where the function cannot be kept."""
     mixer = old.mixer
-    if old.mup_base is not None and factors.width > 1:
-        raise ValueError(
-            "growth: want the standard parametrisation, got mup_base, which rescales the logits of a wider model"
-        )
     if factors.heads % factors.kv(old):
         raise ValueError(
             f"growth: want a factor of kv_heads that divides that of heads ({factors.heads}), got {factors.kv(old)}"
@@ -82,15 +77,15 @@ def grown_config(old: ModelConfig, factors: Factors) -> ModelConfig:
         )
     if mixer.kind != "attention" and factors.kv_heads not in (None, factors.heads):
         raise ValueError(f"growth: kv_heads belongs to attention, got mixer kind {mixer.kind}; leave it out")
-    scale = math.sqrt(old.width) if old.embedding_scale is None else old.embedding_scale
+    wider = old.width * factors.width
+    head = old.logit_multiplier / (factors.width if old.tied else 1)  # a tied matrix is copied, not divided
     return replace(
         old,
         layers=old.layers * factors.depth,
-        width=old.width * factors.width,
+        width=wider,
         ffn=old.ffn * factors.ffn,
-        embedding_scale=scale,  # stays: the copies hold the same values
-        # A tied matrix is copied for the embedding and cannot be divided for the head.
-        logit_scale=old.logit_scale / (factors.width if old.tied else 1),
+        embedding_scale=old.token_multiplier,  # stays: the copies hold the same values
+        logit_scale=head if old.mup_base is None else head * wider / old.mup_base,
         mixer=replace(
             mixer,
             heads=mixer.heads * factors.heads,

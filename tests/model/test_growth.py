@@ -24,6 +24,8 @@ MODELS = {
     "neox": NEOX,
     "olmo": OLMO,
     "opt": OPT,
+    "gpt-mup": replace(TINY["gpt"], mup_base=12),
+    "decoder-mup": replace(TINY["decoder"], mup_base=12),
     "no-positions": GROUPED,
     "qk-norm": NORMED,
     "multi-query": ONE_KEY,

@@ -1,8 +1,8 @@
 """`hotplate grow RUN --width 2 --ffn 2 -o NEW`: a larger model that computes what the trained one does."""
 
-import dataclasses
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,13 +13,12 @@ from hotplate.model.config import ModelConfig
 from hotplate.model.cost import cost
 from hotplate.model.growth.check import Report, check
 from hotplate.model.growth.depth import Depth
-from hotplate.model.growth.factors import Factors
-from hotplate.model.growth.grow import grow
-from hotplate.model.growth.optimizer_state import grow_state
+from hotplate.model.growth.factors import Factors, grown_config
 from hotplate.model.growth.strategies import Strategy
 from hotplate.train import checkpoint, console, settings
-from hotplate.train.config import TrainConfig
+from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
+from hotplate.train.growing import write_grown
 
 PROBE = (2, 48)  # rows and steps of the random tokens that --check compares on
 
@@ -38,6 +37,10 @@ class GrowConfig:
     """added blocks: identity (copies that change nothing at first), stack or interleave"""
     moments: Literal["keep", "fresh"] = "keep"
     """keep: the optimiser's state grows with the weights; fresh: training starts it anew"""
+    rates: Literal["plain", "scaled"] = "plain"
+    """scaled: hidden matrices learn at muP's smaller rate, as the small model's did"""
+    json: str | None = None
+    """also write the comparison to this file"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,47 +60,39 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{out}: exists; choose another -o, nothing is overwritten")
     found = checkpoint.find(Path(run))
     model = settings.merge(ModelConfig(), found.trainer["model"], f"{run}: trainer.json: model")
-    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
     try:
-        large, grown = grow(weights, model, config.factors, config.strategy, config.blocks)
+        large = grown_config(model, config.factors)
+        before, after = (cost(each, each.context).parameters for each in (model, large))
+        console.say(f"{run}, step {found.trainer['step']}: {before:,} parameters grow to {after:,}")
+        if config.check:
+            _check(found, model, config)
+        if out is not None:
+            write_grown(
+                out,
+                found,
+                config.factors,
+                config.strategy,
+                depth=config.blocks,
+                keep_moments=config.moments == "keep",
+                scaled_rates=config.rates == "scaled",
+            )
+            console.say(f"written to {out}; go on with `hotplate train {out} --budget ...`")
     except ValueError as error:
         raise InputError(f"hotplate grow: {error}") from error
-    before, after = (cost(each, each.context).parameters for each in (model, large))
-    console.say(f"{run}, step {found.trainer['step']}: {before:,} parameters grow to {after:,}")
-    if config.check:
-        tokens = torch.randint(model.vocab, PROBE, generator=torch.Generator().manual_seed(0))
-        _show(check(weights, model, config.factors, config.strategy, config.blocks, tokens))
-    if out is not None:
-        _write(out, run, found, model, large, grown, config)
+    except OSError as error:
+        raise InputError(f"{out}: not written: {error}; free some space or choose another -o") from error
     return 0
 
 
-def _write(
-    out: Path,
-    run: str,
-    found: checkpoint.Checkpoint,
-    model: ModelConfig,
-    large: ModelConfig,
-    grown: dict[str, torch.Tensor],
-    config: GrowConfig,
-) -> None:
-    """The grown model as a checkpoint that training starts from."""
-    state: dict[str, torch.Tensor] = {}
-    if config.moments == "keep":
-        state = grow_state(found.optimizer, model, config.factors, config.strategy, config.blocks)
-    saved = settings.merge(TrainConfig(), found.trainer["config"], f"{run}: trainer.json: config")
-    trainer = {
-        **{key: found.trainer[key] for key in ("data", "tokenizer")},
-        "step": 0,
-        "config": settings.to_table(dataclasses.replace(saved, model=large, growth=type(saved.growth)())),
-        "model": settings.to_table(large),
-        "grown": {"from": run, "step": found.trainer["step"], **settings.to_table(config)},
-    }
-    try:
-        checkpoint.write(out, {"model": grown, "optimizer": state, "state": {}}, trainer)
-    except OSError as error:
-        raise InputError(f"{out}: not written: {error}; free some space or choose another -o") from error
-    console.say(f"written to {out}; go on with `hotplate train {out} --budget ...`")
+def _check(found: checkpoint.Checkpoint, model: ModelConfig, config: GrowConfig) -> None:
+    """Compare the two models on random tokens, and say what came out."""
+    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
+    tokens = torch.randint(model.vocab, PROBE, generator=torch.Generator().manual_seed(0))
+    report = check(weights, model, config.factors, config.strategy, config.blocks, tokens)
+    _show(report)
+    if config.json is not None:
+        facts = {**environment(torch.device("cpu")), "grown": settings.to_table(config), "report": asdict(report)}
+        Path(config.json).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _show(report: Report) -> None:

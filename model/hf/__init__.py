@@ -1,0 +1,3 @@
+from hotplate.model.hf.files import load, save
+
+__all__ = ["load", "save"]
