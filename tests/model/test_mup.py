@@ -7,7 +7,6 @@ import torch
 from models import TINY, random_tokens, rows_of
 
 from hotplate.model.axes import parameter_axes
-from hotplate.model.growth.factors import Factors, grown_config
 from hotplate.model.lm import LanguageModel
 from hotplate.model.mup import hidden, rate_scale
 from hotplate.train.config import OptimizerConfig
@@ -66,9 +65,6 @@ def test_rates_fall_in_hidden_matrices_and_decay_does_not(kind) -> None:
         torch.testing.assert_close(moved[6][name], moved[None][name] * expected, rtol=1e-4, atol=2e-7)
 
 
-def test_growth_in_width_and_impossible_bases_are_refused() -> None:
-    with pytest.raises(ValueError, match="want the standard parametrisation, got mup_base"):
-        grown_config(replace(TINY["gpt"], mup_base=24), Factors(width=2))
-    assert grown_config(replace(TINY["gpt"], mup_base=24), Factors(depth=2)).layers == 4
+def test_an_impossible_base_is_refused() -> None:
     with pytest.raises(ValueError, match="mup_base >= 1"):
         replace(TINY["gpt"], mup_base=0)
