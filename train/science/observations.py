@@ -85,7 +85,7 @@ def architecture(model: ModelConfig) -> str:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Run folders among and below `paths`. InputError for a path without one, and for an unfinished run."""
+    """Run folders among and below `paths`, by model and tokens. InputError for a path without one, and for an unfinished run."""
     folders: dict[Path, None] = {}
     for name in paths:
         path = Path(name)
@@ -93,7 +93,7 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
         if not found:
             raise InputError(f"{path}: {'no run in this folder' if path.is_dir() else 'no such folder'}; train first")
         folders |= dict.fromkeys(found)
-    return [read_run(folder) for folder in folders]
+    return sorted((read_run(folder) for folder in folders), key=lambda run: (run.preset, run.summary["tokens"]))
 
 
 def read_run(folder: Path) -> Run:
