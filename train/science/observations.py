@@ -85,7 +85,8 @@ def architecture(model: ModelConfig) -> str:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Run folders among and below `paths`, by model and tokens. InputError for a path without one, and for an unfinished run."""
+    """Run folders among and below `paths`, by model and tokens. InputError for a path without one, and for an
+    unfinished run."""
     folders: dict[Path, None] = {}
     for name in paths:
         path = Path(name)
