@@ -1,7 +1,7 @@
 """Maximal update parametrisation (Yang et al. 2022, "Tensor Programs V"): settings found at one width hold at others.
 
-With m = width / mup_base, and per parameter by the axes that it declares (infinite axes grow with the width; the others,
-the head width among them, stay):
+With m = width / mup_base, and per parameter by the axes that it declares (infinite axes grow with the width; the
+others, the head width among them, stay):
 
     what it maps                                initial std    AdamW rate    Muon rate
     infinite -> infinite (hidden matrices)      1 / sqrt(m)    1 / m         1 / sqrt(m)
@@ -10,9 +10,9 @@ the head width among them, stay):
 
     logits times 1 / m; token embedding times sqrt(mup_base), where the standard form has sqrt(width)
 
-At width = mup_base all are the standard parametrisation. Muon's update has a fixed root mean square and orthogonal rows,
-so its spectral norm grows with sqrt(m) unless its rate falls by it (Yang et al. 2023, "A spectral condition"). Heads must
-grow in number, not in width: attention keeps 1 / sqrt(head width).
+At width = mup_base all are the standard parametrisation. Muon's update has a fixed root mean square and orthogonal
+rows, so its spectral norm grows with sqrt(m) unless its rate falls by it (Yang et al. 2023, "A spectral condition").
+Heads must grow in number, not in width: attention keeps 1 / sqrt(head width).
 """
 
 from hotplate.model.axes import Axes

@@ -37,15 +37,15 @@ def _table() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
-def _plain(name: str) -> str:
-    """`RTX 3090` and `rtx3090` are one card."""
+def card_key(name: str) -> str:
+    """The same for `RTX 3090` and `rtx3090`: they are one card."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def throughputs(reference: str) -> tuple[str, dict[str, tuple[float, int]]]:
     """(the card's name, model -> (tokens/s, rows)). InputError when nothing is published for the card."""
     cards = _table()["throughput"]
-    found = [name for name in cards if _plain(name) == _plain(reference)]
+    found = [name for name in cards if card_key(name) == card_key(reference)]
     if not found:
         near = difflib.get_close_matches(reference, cards, 1)
         hint = f"did you mean {near[0]}?" if near else f"published: {', '.join(cards)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, TINY, invented_text
 
+from hotplate.train.commands import guarded
 from hotplate.train.data.prepare import PrepareConfig, prepare
 
 
@@ -59,5 +60,19 @@ def train_tiny(prepared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
     def run(*flags: str) -> int:
         return main([*TINY, f"--data.source={prepared}", *flags])
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function (command, *arguments) -> the one error message of a command that must exit with 2."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *arguments: str) -> str:
+        assert guarded(command.main, list(arguments)) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ") and "Traceback" not in errors
+        return errors
 
     return run

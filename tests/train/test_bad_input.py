@@ -26,20 +26,6 @@ def own(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A function (command, *arguments) -> the one error message of a command that must exit with 2."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(command, *arguments: str) -> str:
-        assert guarded(command.main, list(arguments)) == 2
-        errors = capsys.readouterr().err
-        assert errors.startswith("error: ") and "Traceback" not in errors
-        return errors
-
-    return run
-
-
-@pytest.fixture
 def refuse_training(refused, tmp_path: Path):
     """A function (data set, *flags) -> the message of a training run that must not start."""
 

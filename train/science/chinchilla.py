@@ -75,7 +75,8 @@ def fit_chinchilla(N: ndarray, D: ndarray, L: ndarray, resampling: Resampling) -
         raise InputError("chinchilla: want finite positive parameters, tokens and losses")
     starts = sorted((_start(N, D, L, *pair) for pair in itertools.product(START_EXPONENTS, repeat=2)), key=_cost)
     law, point = _polish(N, D, L, [start for start, _ in starts[:POLISHED]])
-    random, replicates = np.random.default_rng(resampling.seed), []
+    random = np.random.default_rng(resampling.seed)
+    replicates: list[Chinchilla] = []
     while len(replicates) < resampling.replicates:
         pick = random.integers(0, len(L), len(L))
         if min(len(np.unique(N[pick])), len(np.unique(D[pick]))) >= 3:

@@ -39,8 +39,14 @@ PALETTE = {
 }
 FAMILIES = tuple(PALETTE)[3:]
 PHASES = {"train": 1.0, "evaluate": 0.55, "measure": 0.4, "save": 0.3, "data": 0.2, "sample": 0.14, "start-up": 0.1}
-NICE = (1, 1.1, 1.2, 1.35, 1.5, 1.7, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9)
-STYLE = {
+NICE = (  # ticks of a decade, fine to coarse: the finest that gives at most eight
+    (*(1 + tenth / 10 for tenth in range(10)), 2, 2.2, 2.4, 2.6, 2.8, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 9),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9),
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 2, 5),
+    (1,),
+)
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -170,15 +176,15 @@ def crossing_figure(
     )
     _log_log(panel, "hours")
     panel.set_ylabel(metric.replace("_", " "))
-    for row, found in enumerate(crossings):
-        colour = PALETTE[paint[found.overtaking]][0]
-        low, high = (min(edge, horizon) for edge in (found.low, found.high))
+    for row, place in enumerate(crossings):
+        colour = PALETTE[paint[place.overtaking]][0]
+        low, high = (min(edge, horizon) for edge in (place.low, place.high))
         below.plot([low, high], [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt")
-        if found.at is not None:
-            below.plot([found.at], [row], "o", color=colour, markersize=5)
-        if np.isinf(found.high):
+        if place.at is not None:
+            below.plot([place.at], [row], "o", color=colour, markersize=5)
+        if np.isinf(place.high):
             below.plot([horizon], [row], ">", color=colour, markersize=5, clip_on=False)
-    below.set_yticks(range(rows), [f"{found.overtaking} meets {found.leading}" for found in crossings])
+    below.set_yticks(range(rows), [f"{place.overtaking} meets {place.leading}" for place in crossings])
     below.set_ylim(rows - 0.5, -0.5)
     below.grid(axis="y", visible=False)
     below.spines["left"].set_visible(False)
@@ -245,8 +251,11 @@ def _log_log(panel: Axes, axis: Axis) -> None:
     panel.set_yscale("log")
     _cost_axis(panel, axis)
     low, high = panel.get_ylim()
-    ticks = [nice * 10.0**power for power in range(-3, 4) for nice in NICE if low <= nice * 10.0**power <= high]
-    panel.set_yticks(ticks[:: max(1, len(ticks) // 7)])
+    for decade in NICE:
+        ticks = [nice * 10.0**power for power in range(-6, 7) for nice in decade if low <= nice * 10.0**power <= high]
+        if len(ticks) <= 8:
+            break
+    panel.set_yticks(ticks)
     panel.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(ticker.NullLocator())
 

@@ -35,7 +35,8 @@ class PowerLaw:
     def __call__(self, x: ndarray | float) -> ndarray:
         """x [n] -> y [n], or [R, n] for many laws."""
         a, b, c = (np.asarray(value, dtype=np.float64)[..., None] for value in (self.a, self.b, self.c))
-        return a * np.asarray(x, dtype=np.float64) ** b + c
+        with np.errstate(over="ignore"):  # three runs leave replicates that are anything at all far away
+            return a * np.asarray(x, dtype=np.float64) ** b + c
 
     def rescaled(self, factor: float) -> "PowerLaw":
         """The law of y against x / factor: of tokens against hours when factor is tokens per hour."""

@@ -27,6 +27,7 @@ from hotplate.model.cost import cost
 from hotplate.train import checkpoint, published
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
+from hotplate.train.growing import final_model
 from hotplate.train.settings import merge
 
 Metric = Literal["normalised_perplexity", "normalised_perplexity_characters", "bits_per_byte", "loss", "perplexity"]
@@ -84,7 +85,8 @@ def architecture(model: ModelConfig) -> str:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Run folders among and below `paths`. InputError for a path without one, and for an unfinished run."""
+    """Run folders among and below `paths`, by model and tokens. InputError for a path without one, and for an
+    unfinished run."""
     folders: dict[Path, None] = {}
     for name in paths:
         path = Path(name)
@@ -92,7 +94,7 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
         if not found:
             raise InputError(f"{path}: {'no run in this folder' if path.is_dir() else 'no such folder'}; train first")
         folders |= dict.fromkeys(found)
-    return [read_run(folder) for folder in folders]
+    return sorted((read_run(folder) for folder in folders), key=lambda run: (run.preset, run.summary["tokens"]))
 
 
 def read_run(folder: Path) -> Run:
@@ -116,12 +118,14 @@ def read_run(folder: Path) -> Run:
 
 
 def observe(run: Run, metric: Metric, split: str, grouping: Grouping) -> Observation:
-    """The run's score on `split`. InputError when the run did not score it."""
+    """The run's score on `split` and what it cost; a run that grows counts with both models' FLOPs and the parameters
+    of the last. InputError when the run did not score the split."""
     splits = run.summary["splits"]
     if split not in splits:
         raise InputError(f"{run.path}: no split {split!r} in its summary; it scored {', '.join(splits) or 'none'}")
-    costs = cost(run.config.model, run.config.data.window)
-    tokens = float(run.summary["tokens"])
+    first, last = (cost(model, run.config.data.window) for model in (run.config.model, final_model(run.config)))
+    plan, tokens = run.environment["plan"], float(run.summary["tokens"])
+    early = tokens if plan.get("grows_after") is None else float(plan["grows_after"] * plan["tokens_per_step"])
     return Observation(
         family=run.preset if grouping == "model" else architecture(run.config.model),
         value=float(splits[split][metric]),
@@ -130,9 +134,9 @@ def observe(run: Run, metric: Metric, split: str, grouping: Grouping) -> Observa
         seed=run.config.seed,
         hours=run.summary["protocol_hours"],
         tokens=tokens,
-        flops=tokens * costs.training_flops,
-        parameters=float(costs.parameters),
-        tokens_per_second=run.environment["plan"]["tokens_per_second"],
+        flops=early * first.training_flops + (tokens - early) * last.training_flops,
+        parameters=float(last.parameters),
+        tokens_per_second=plan["tokens_per_second"],
         accelerator=run.accelerator,
         source=str(run.path),
     )
@@ -212,10 +216,11 @@ def coordinates(observations: Sequence[Observation], axis: Axis) -> tuple[ndarra
     if missing:
         hint = "; a budget in tokens or steps has no hours unless --tokens-per-second was given" * (axis == "hours")
         raise InputError(f"{missing[0]}: no {axis} known{hint}; choose another axis")
-    cards = sorted({observation.accelerator for observation in observations})
+    cards = {published.card_key(observation.accelerator): observation.accelerator for observation in observations}
     if axis == "hours" and len(cards) > 1:
+        named = ", ".join(map(repr, sorted(cards.values())))
         raise InputError(
-            f"hours of different accelerators cannot be compared: {', '.join(map(repr, cards))}; use tokens or FLOPs, "
+            f"hours of different accelerators cannot be compared: {named}; use tokens or FLOPs, "
             "or re-derive the budgets for one card with --reference"
         )
     x = np.array([float(getattr(observation, axis)) for observation in observations])

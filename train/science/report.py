@@ -9,6 +9,7 @@ from typing import Any
 
 from hotplate.train.console import duration, quantity
 from hotplate.train.errors import InputError
+from hotplate.train.published import card_key
 from hotplate.train.science import figures, page
 from hotplate.train.science.comparison import (
     Question,
@@ -47,7 +48,7 @@ class Comparison:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """Costs that every run has, in comparable units."""
-        one_card = len({observation.accelerator for observation in self.observations}) == 1
+        one_card = len({card_key(observation.accelerator) for observation in self.observations}) == 1
         timed = one_card and all(observation.hours is not None for observation in self.observations)
         return AXES if timed else AXES[1:]
 
@@ -223,8 +224,8 @@ def _speed_of_light(path: Path) -> str:
                 f"{row['bench']} {row['case']}",
                 row["provider"],
                 row["dtype"],
-                f"{row['floor_ms']:.3g}",
-                f"{row['ms_median']:.3g}",
+                _milliseconds(row["floor_ms"]),
+                _milliseconds(row["ms_median"]),
                 page.bar(row["floor_ms"] / row["ms_median"]),
             ]
             for row in values["rows"]
@@ -238,6 +239,10 @@ def _speed_of_light(path: Path) -> str:
     return page.section("Kernels", page.folded(f"{len(rows)} cases", page.table(columns, rows)), told)
 
 
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _provenance(made: Comparison, command: str) -> str:
     environment = made.runs[0].environment
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
@@ -248,7 +253,7 @@ def _provenance(made: Comparison, command: str) -> str:
         f"revision   {environment['revision']}",
         f"paid       {duration(paid)} of accelerator time",
     ]
-    lines = [f"{run.path}: {run.environment.get('command', '')}" for run in made.runs]
+    lines = [str(run.environment.get("command", run.path)).replace("main.py", "hotplate train", 1) for run in made.runs]
     return page.section(
         "How to make it again", page.code(facts), page.code([command]), page.folded("every run", page.code(lines))
     )

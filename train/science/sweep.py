@@ -25,7 +25,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import tomli_w
 
@@ -34,6 +34,7 @@ from hotplate.train.budget import Budget
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.plan import lay_out
+from hotplate.train.published import reference_throughput
 from hotplate.train.ranks import start
 from hotplate.train.step import resolve_precision
 from hotplate.train.throughput import measure
@@ -167,11 +168,14 @@ def _config(plan: SweepPlan, model: str, where: str) -> TrainConfig:
 
 
 def throughputs(runs: Sequence[Planned], folder: Path, say: Say) -> dict[str, float]:
-    """Tokens/s of every model: what the sweep's folder knows, measured for the rest; published for a reference."""
+    """Tokens/s of every model: what the sweep's folder knows, the reference card's published, or measured now."""
     path = folder / "throughput.json"
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for run in runs:
-        if run.model in known or run.config.reference is not None:
+        if run.model in known:
+            continue
+        if run.config.reference is not None:
+            known[run.model] = reference_throughput(run.config.reference, run.config.model)
             continue
         ranks = start(run.config)
         try:
@@ -201,6 +205,16 @@ def prepare(run: Planned, speeds: Mapping[str, float]) -> list[str]:
     return [sys.executable, "-m", "hotplate.train.main", str(run.file)]
 
 
+def run_process(command: Sequence[str], log: BinaryIO) -> int:
+    """The exit code of `command`. Interrupted from the keyboard, the run has the signal too: it is left to save."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+
+
 @dataclass(frozen=True)
 class Execution:
     """A run's process, wherever it is started. On a cluster it is sent there, and again when its time is up."""
@@ -213,7 +227,7 @@ class Execution:
         note = Path(self.folder) / "failed.json"
         note.unlink(missing_ok=True)
         with (Path(self.folder) / LOG).open("ab") as log:
-            code = subprocess.run(self.command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            code = run_process(self.command, log)
         if code:
             text = (Path(self.folder) / LOG).read_text(encoding="utf-8", errors="replace")
             last = next((line for line in reversed(text.splitlines()) if line.strip()), "")

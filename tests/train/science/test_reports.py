@@ -9,21 +9,9 @@ import pytest
 
 from hotplate.model.cost import cost
 from hotplate.model.presets import PRESETS
-from hotplate.train.commands import crossing, fit, guarded, report
+from hotplate.train.commands import crossing, fit, report
+from hotplate.train.science.chinchilla import Chinchilla
 from hotplate.train.science.observations import Run, families, gather, read_run
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]):
-    """A function (command, *arguments) -> the one message of a command that exits with 2."""
-
-    def run(command, *arguments: str) -> str:
-        assert guarded(command.main, list(arguments)) == 2
-        errors = capsys.readouterr().err
-        assert errors.startswith("error: ") and "Traceback" not in errors
-        return errors
-
-    return run
 
 
 def test_a_run_folder_becomes_an_observation(make_run) -> None:
@@ -63,6 +51,35 @@ def test_fit_and_crossing_commands_find_the_study_s_laws(study: Path, tmp_path: 
     assert "qlstm overtakes gpt" in capsys.readouterr().out
 
 
+def test_chinchilla_command_finds_the_best_model_of_a_compute(tmp_path: Path, capsys) -> None:
+    true = Chinchilla(1.7, 400.0, 410.0, 0.34, 0.28)
+    sizes = [(n, d) for n in (5e6, 2e7, 8e7) for d in (1e8, 4e8, 1.6e9)]
+    points = [{"family": "gpt", "value": float(true(n, d)), "parameters": n, "tokens": d} for n, d in sizes]
+    table, out = tmp_path / "points.json", tmp_path / "law.json"
+    table.write_text(json.dumps({"metric": "loss", "point": points}))
+    flags = [
+        "--metric",
+        "loss",
+        "--law",
+        "chinchilla",
+        "--at",
+        "1e20",
+        "--json",
+        str(out),
+        "--bootstrap.replicates",
+        "20",
+    ]
+    assert fit.main([str(table), *flags]) == 0
+    assert json.loads(out.read_text())["gpt"]["alpha"] == pytest.approx(0.34, rel=1e-3)
+    assert "best at 6 N D FLOPs" in capsys.readouterr().out
+
+
+def test_one_card_by_two_names_is_one_accelerator(make_run) -> None:
+    first = str(make_run("gpt-mini", 1.0, 3.0, reference="rtx3090"))
+    others = [str(make_run("gpt-mini", hours, 3 / hours**0.1, reference="RTX 3090")) for hours in (2.0, 4.0)]
+    assert fit.main([first, *others]) == 0
+
+
 def test_published_gpt_law_and_crossing_table(capsys) -> None:
     assert fit.main(["published", "--metric", "normalised_perplexity_characters", "--at", "50000"]) == 0
     assert "-0.03" in capsys.readouterr().out
@@ -98,7 +115,7 @@ def test_the_page_is_one_file_with_every_part(study: Path, tmp_path: Path) -> No
     text = out.read_text()
     for part in ("Held-out scores", "Scaling laws", "crossings", "Learning curves", "goodput", "Kernels", "25%"):
         assert part in text
-    assert f"hotplate report {study}" in text and "main.py &lt;b&gt;" in text
+    assert f"hotplate report {study}" in text and "hotplate train &lt;b&gt;" in text
     assert not re.search(r'(src|href)="(?!#)', text) and "@import" not in text and "url(http" not in text
     pictures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(pictures) == 4

@@ -3,17 +3,23 @@
 import contextlib
 import io
 import json
+import os
 import shutil
-import subprocess
+import signal
 import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from hotplate.train import checkpoint
 from hotplate.train.commands import guarded, sweep, train
 from hotplate.train.errors import InputError
-from hotplate.train.science.sweep import STUDIES, Execution, load_plan, plan_runs
+from hotplate.train.science.sweep import STUDIES, Execution, load_plan, plan_runs, prepare, run_process, throughputs
+from hotplate.train.settings import load_preset
 from hotplate.train.sinks import read_records
 
 PLAN = """
@@ -42,7 +48,6 @@ log_steps = 1
 [model.lstm-nano.data]
 source = "{data}-missing"
 """
-in_another_process = subprocess.run
 SPEEDS = {"gpt-nano": 5120.0, "qlstm-nano": 2560.0, "lstm-nano": 2560.0}  # of 256 tokens a step: 20 and 10 steps
 
 
@@ -63,21 +68,20 @@ def seconds_spent(folder: Path) -> tuple[float, float]:
     return summary["protocol_hours"] * 3600, summary["protocol_hours"] * 3600 / summary["steps"]
 
 
-def in_this_process(command, **how) -> subprocess.CompletedProcess:
-    """`subprocess.run`, but training without the seconds that loading torch takes."""
-    if tuple(command[:3]) != (sys.executable, "-m", "hotplate.train.main"):
-        return in_another_process(command, **how)
+def in_this_process(command: Sequence[str], log: BinaryIO) -> int:
+    """A run without the seconds that loading torch takes."""
+    assert tuple(command[:3]) == (sys.executable, "-m", "hotplate.train.main")
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         code = guarded(train.main, command[3:])
-    how["stdout"].write(text.getvalue().encode())
-    return subprocess.CompletedProcess(command, code)
+    log.write(text.getvalue().encode())
+    return code
 
 
 def test_a_sweep_spends_equal_compute_survives_failures_and_goes_on(
     plan: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr("hotplate.train.science.sweep.run_process", in_this_process)
     assert sweep.main([str(plan)]) == 1
     out = capsys.readouterr().out
     assert "lstm-nano 1s seed 0 failed with exit code 2" in out and "-missing" in out and "2 of 3 runs done" in out
@@ -107,6 +111,15 @@ def test_a_sweep_spends_equal_compute_survives_failures_and_goes_on(
     assert paid == sorted(paid)  # what was paid before the stop is counted on, once
 
 
+def test_an_interrupt_leaves_the_run_to_save(tmp_path: Path) -> None:
+    saving = "import pathlib, sys, time; time.sleep(1.2); pathlib.Path(sys.argv[1]).touch()"
+    interrupt = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt), (tmp_path / "log").open("wb") as log:
+        run_process([sys.executable, "-c", saving, str(tmp_path / "saved")], log)
+    assert (tmp_path / "saved").exists()
+
+
 def test_status_starts_nothing(plan: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Execution, "__call__", None)
     assert sweep.main([str(plan), "--status"]) == 0
@@ -132,6 +145,16 @@ def test_throughput_is_measured_once_per_model_and_kept(plan: Path, tmp_path: Pa
     assert sweep.main([str(plan)]) == 1
     assert "throughput " not in capsys.readouterr().out
     assert f"tokens_per_second = {speeds['gpt-nano']}" in Path(started[0][-1]).read_text()
+
+
+def test_a_reference_card_replaces_measuring(plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "throughput.json").unlink()
+    named = replace(plan_runs(load_plan(str(plan)), "plan")[0], model="gpt-mini", config=load_preset("gpt-mini"))
+    runs = [replace(named, config=replace(named.config, reference="RTX 3090"))]
+    assert throughputs(runs, tmp_path / "runs", print) == {"gpt-mini": 238_719.0}
+    wrong = replace(runs[0], model="gpt-nano", config=replace(load_preset("gpt-nano"), reference="RTX 3090"))
+    with pytest.raises(InputError, match="no published throughput of gpt-nano"):
+        throughputs([wrong], tmp_path / "runs", print)
 
 
 def test_jobs_go_through_submitit_and_are_queued_again(tmp_path: Path) -> None:
@@ -179,8 +202,6 @@ def test_a_wrong_plan_starts_nothing(plan: Path, tmp_path: Path, change, message
 
 def test_a_folder_of_another_plan_is_not_taken_for_done(plan: Path) -> None:
     run = plan_runs(load_plan(str(plan)), "plan")[0]
-    from hotplate.train.science.sweep import prepare
-
     prepare(run, SPEEDS)
     plan.write_text(plan.read_text().replace("batch = 8", "batch = 4"))
     with pytest.raises(InputError, match="holds a run of another plan: batch was 8, is 4"):
