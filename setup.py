@@ -11,6 +11,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "evaluate": "hotplate.train.commands.evaluate",
     "generate": "hotplate.train.commands.generate",
     "data": "hotplate.train.commands.data",
+    "backends": "hotplate.train.commands.backends",
     "bench": "hotplate.bench.commands.bench",
     "profile": "hotplate.bench.commands.profile",
 }
@@ -27,7 +28,7 @@ setup(
         f"hotplate.{name}" for part in PARTS for name in [part, *(f"{part}.{sub}" for sub in find_packages(part))]
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
-    package_data={"hotplate.train": ["presets/*.toml"], "hotplate.kernels": ["*/native.c", "native/*.h"]},
+    package_data={"hotplate.train": ["presets/*.toml"], "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"]},
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",

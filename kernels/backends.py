@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from hotplate.kernels import native
+from hotplate.kernels.native.build import rooms
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def broken(module: str) -> str | None:
     """What importing the module raises, in one line; None where it imports. Asked once per process."""
     try:
         importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError, NameError, TypeError, ValueError) as error:
         return f"{module} does not import: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
 
@@ -88,7 +89,7 @@ PYPI_APEX = "; NVIDIA's is built from source, github.com/NVIDIA/apex: the apex o
 
 
 def optimizers() -> list[Status]:
-    """The optimiser's backends: torch's own, Triton, and the fused Adam of apex and DeepSpeed."""
+    """The optimiser's backends: torch's own, what Triton needs to launch, and the fused Adam of apex and DeepSpeed."""
     triton = None if installed("triton") else "triton is not installed"
     reasons = {
         "torch": (None, torch.__version__),
@@ -98,7 +99,7 @@ def optimizers() -> list[Status]:
     }
     hints = {"apex": PYPI_APEX}
     return [
-        Status("optimiser", name, why is None, f"{why}{hints.get(name, '')}" if why else "imports", found)
+        Status("optimiser", name, why is None, f"{why}{hints.get(name, '')}" if why else "can be used", found)
         for name, (why, found) in reasons.items()
     ]
 
@@ -106,7 +107,7 @@ def optimizers() -> list[Status]:
 def recurrent() -> list[Status]:
     """Which recurrent rooms run C on this CPU, and whether Triton can run them here. Builds the C libraries."""
     rows = []
-    for room in native.rooms():
+    for room in rooms():
         why = native.why_not(room)
         rows.append(Status("recurrent", f"{room} native", why is None, why.splitlines()[0] if why else "built", None))
     triton = None if installed("triton") else "triton is not installed"

@@ -47,7 +47,7 @@ def _gpu(problem: Problem, least: tuple[int, int], most_width: int, dtypes: tupl
 
 
 def _lacks(problem: Problem, *features: str) -> list[str]:
-    names = {"window": "a sliding window", "softcap": "a soft cap", "lse": "lse", "packed": "documents within rows"}
+    names = {"window": "sliding window", "softcap": "soft cap", "lse": "lse", "packed": "documents within rows"}
     return [f"has no {names[name]}" for name in features if getattr(problem, name)]
 
 
@@ -221,8 +221,11 @@ def flex(call: Call) -> Result:
 
     from torch.nn.attention.flex_attention import AuxRequest
 
+    leaves = (call.q, call.k, call.v)
+    if not call.q.is_cuda:  # it refuses what requires a gradient even where none is taken
+        leaves = tuple(x.detach() for x in leaves)
     out, aux = _flex(call.q.is_cuda)(
-        *(x.transpose(1, 2) for x in (call.q, call.k, call.v)),
+        *(x.transpose(1, 2) for x in leaves),
         score_mod=None if softcap is None else capped,
         block_mask=_flex_mask(placed(call), call.window, call.q.device),
         scale=call.scale,
@@ -234,6 +237,8 @@ def flex(call: Call) -> Result:
 
 def xformers_reasons(problem: Problem) -> list[str]:
     why = _gpu(problem, (8, 0), 256, HALF) + _lacks(problem, "softcap", "lse")
+    if problem.window and problem.T != problem.S:
+        why.append("counts a window from another end where T < S")
     return _package("xformers.ops", "xformers", why)
 
 

@@ -6,7 +6,8 @@ the problem, else eager. The choice is logged once per kind of problem.
 
 import logging
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 
@@ -18,7 +19,7 @@ from hotplate.kernels.launch import TRITON_DTYPES, interpreting
 
 log = logging.getLogger(__name__)
 
-MOST_WIDTH = 256  # of a head, for Triton: a wider one has no configuration
+MOST_WIDTH = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}  # of a head that Triton can hold
 # The fastest by the recorded benchmarks in bench/results/: eager on CPUs, from a run of 2026-11-24 there. No GPU has
 # been measured, and Triton stands by its machine code.
 AUTO = {"cpu": "eager", "cuda": "triton"}
@@ -48,8 +49,8 @@ def triton_reasons(problem: Problem) -> list[str]:
         why.append(f"needs a CUDA tensor, got one on {problem.device} (TRITON_INTERPRET=1 runs it there for debugging)")
     if problem.dtype not in TRITON_DTYPES:
         why.append(f"needs float32, bfloat16 or float16, got {str(problem.dtype).removeprefix('torch.')}")
-    if problem.K > MOST_WIDTH:
-        why.append(f"needs a head width of at most {MOST_WIDTH}, got {problem.K}")
+    elif problem.K > MOST_WIDTH[problem.dtype]:
+        why.append(f"needs a head width of at most {MOST_WIDTH[problem.dtype]} in this dtype, got {problem.K}")
     if not problem.positive_scale:
         why.append("needs a scale above 0")
     return why
@@ -74,28 +75,25 @@ BACKENDS = {
 
 
 @torch.compiler.assume_constant_result
+@lru_cache(maxsize=256)
 def _decided(impl: str, *facts: object) -> str:
     """The name that serves; a constant to torch.compile, which would otherwise trace the probing."""
-    problem = Problem(**dict(zip(Problem.__dataclass_fields__, facts, strict=True)))  # type: ignore[arg-type]
+    problem = Problem(**dict(zip(FACTS, facts, strict=True)))  # type: ignore[arg-type]
     if impl == "auto":
         named = AUTO.get(problem.device.type, "eager")
-        why = BACKENDS[named].reasons(problem)
+        why = "; ".join(BACKENDS[named].reasons(problem))
         found = "eager" if why else named
-        _say(found, "; ".join(why), facts)
+        if (found, why) not in _SAID:
+            _SAID.add((found, why))
+            log.info("attention: auto is %s for %s%s", found, problem, f" ({named}: {why})" if why else "")
         return found
-    why = BACKENDS[impl].reasons(problem)
-    want("attention", not why, f"a problem that impl={impl!r} serves", f"{problem}: {'; '.join(why)}", "try impl='auto'")
+    reasons = "; ".join(BACKENDS[impl].reasons(problem))
+    want("attention", not reasons, f"a problem that impl={impl!r} serves", f"{problem}: {reasons}", "try impl='auto'")
     return impl
 
 
-_SAID: set[object] = set()
-
-
-def _say(found: str, why: str, facts: tuple[object, ...]) -> None:
-    """Once per process for each choice and what led to it."""
-    if (found, why) not in _SAID:
-        _SAID.add((found, why))
-        log.info("attention: auto is %s for %s%s", found, Problem(*facts), f" ({why})" if why else "")
+FACTS = tuple(field.name for field in fields(Problem))
+_SAID: set[tuple[str, str]] = set()  # a choice is logged once per process, with what led to it
 
 
 def choose(impl: str, call: Call) -> Backend:
@@ -104,7 +102,8 @@ def choose(impl: str, call: Call) -> Backend:
     want("attention", impl in names, f"impl in {names}", repr(impl), "name one of these")
     if impl in ("eager", "reference"):
         return BACKENDS[impl]
-    return BACKENDS[_decided(impl, *astuple(call.problem()))]
+    problem = call.problem()
+    return BACKENDS[_decided(impl, *(getattr(problem, name) for name in FACTS))]
 
 
 def statuses(problem: Problem) -> list[backends.Status]:

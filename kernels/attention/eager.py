@@ -35,14 +35,14 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None,
     """Queries in blocks, each against the keys that it sees; rows are documents."""
     (B, T, H, K), (S, Hkv) = q.shape, k.shape[1:3]
     wide = torch.promote_types(q.dtype, torch.float32)
-    q_wide = scale * q.to(wide).view(B, T, Hkv, H // Hkv, K).permute(0, 2, 3, 1, 4)
+    q_wide = q.to(wide).reshape(B, T, Hkv, H // Hkv, K).permute(0, 2, 3, 1, 4)
     k_wide, v_wide = (x.to(wide).permute(0, 2, 1, 3)[:, :, None] for x in (k, v))
     outs, lses = [], []
     for first in range(0, T, BLOCK):
         last = min(T, first + BLOCK)
         low, high = first + S - T, last + S - T  # positions among the keys
         begin = 0 if window is None else max(0, low - window + 1)
-        scores = q_wide[..., first:last, :] @ k_wide[..., begin:high, :].transpose(-1, -2)
+        scores = scale * (q_wide[..., first:last, :] @ k_wide[..., begin:high, :].transpose(-1, -2))
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         query, key = torch.arange(low, high)[:, None], torch.arange(begin, high)

@@ -147,44 +147,17 @@ def gather_queries(
 
 
 @triton.jit
-def walk_keys(
-    acc, q_block, d_block, lse_row, delta_row, position, k, v, low, high, row, Lk,
-    column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, SUMMING: tl.constexpr,
-):  # fmt: skip
-    """gather_queries over all keys that the queries at positions low to high - 1 see."""
-    first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)
-    if WINDOW:
-        acc = gather_queries(
-            acc, q_block, d_block, lse_row, delta_row, position, k, v, first, begin, row, Lk,
-            column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-            N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
-        )  # fmt: skip
-    acc = gather_queries(
-        acc, q_block, d_block, lse_row, delta_row, position, k, v, begin, full, row, Lk,
-        column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-        N, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST, SUMMING,
-    )  # fmt: skip
-    return gather_queries(
-        acc, q_block, d_block, lse_row, delta_row, position, k, v, full, last, row, Lk,
-        column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-        N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
-    )  # fmt: skip
-
-
-@triton.jit
 def queries_kernel(
     q, k, v, dout, dq, lse, dlse, delta, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
+    FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
-    """dq [positions, H, K]. k and v are descriptors where DESCRIBED.
+    """dq [positions, H, K]; where SUMMING delta instead, rowsum(p dp) - dlse. k and v are descriptors where DESCRIBED.
 
-    In fp32 it also writes delta, by a walk of its own: rowsum(p dp) cancels against dp where one key has all the weight,
-    and rowsum(dout out), summed in another order, does not. dlse may be None.
+    fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
+    other products in another order, does not. dlse may be None.
     """
     tile, head = tl.program_id(0) // H, tl.program_id(0) % H
     document = tl.load(tiles + 2 * tile)
@@ -198,22 +171,32 @@ def queries_kernel(
         q_block = load_rows(q, row, wide * q_head, q_row, left, M, K, KP, False, True)
         d_block = load_rows(dout, row, wide * dout_head, dout_row, left, M, K, KP, False, True)
         lse_row = in_unit(tl.load(lse + at, mask=inside, other=float("inf")), PRECISION)
-        column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
-        if PRECISION == "ieee":
-            delta_row = tl.zeros([M], tl.float32)
-            delta_row = walk_keys(
-                delta_row, q_block, d_block, lse_row, delta_row, low + rows, k, v, low, high, start_k, Lk,
-                column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-                M, N, K, KP, DESCRIBED, WINDOW, SOFTCAP, PRECISION, FAST, True,
-            )  # fmt: skip
-            if dlse is not None:
-                delta_row -= tl.load(dlse + at, mask=inside, other=0.0)
-            tl.store(delta + at, delta_row, mask=inside)
-        else:
+        delta_row = tl.zeros([M], tl.float32)
+        acc = delta_row
+        if not SUMMING:
             delta_row = tl.load(delta + at, mask=inside, other=0.0)
-        dq_acc = walk_keys(
-            tl.zeros([M, KP], tl.float32), q_block, d_block, lse_row, delta_row, low + rows, k, v, low, high, start_k,
-            Lk, column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-            M, N, K, KP, DESCRIBED, WINDOW, SOFTCAP, PRECISION, FAST, False,
+            acc = tl.zeros([M, KP], tl.float32)
+        column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
+        first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)
+        if WINDOW:
+            acc = gather_queries(
+                acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, first, begin, start_k, Lk,
+                column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+                N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
+            )  # fmt: skip
+        acc = gather_queries(
+            acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, begin, full, start_k, Lk,
+            column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+            N, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST, SUMMING,
         )  # fmt: skip
-        store_rows(dq, dq_acc * scale, row, head * K, H * K, left, M, K, KP)
+        acc = gather_queries(
+            acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, full, last, start_k, Lk,
+            column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+            N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
+        )  # fmt: skip
+        if SUMMING:
+            if dlse is not None:
+                acc -= tl.load(dlse + at, mask=inside, other=0.0)
+            tl.store(delta + at, acc, mask=inside)
+        else:
+            store_rows(dq, acc * scale, row, head * K, H * K, left, M, K, KP)

@@ -40,12 +40,10 @@ class Configuration:
 def shipped() -> dict[tuple[int, str, str, int], Configuration]:
     """(arch, pass, kind of dtype, head width) -> configuration, as configurations.json lists them."""
     body = json.loads(Path(__file__).with_name("configurations.json").read_text(encoding="utf-8"))
+    cuts = ("own", "step", "warps", "stages")
     return {
-        (arch, row["pass"], row["dtype"], row["head_width"]): Configuration(
-            own=row["own"], step=row["step"], warps=row["warps"], stages=row["stages"]
-        )
+        (row["arch"], row["pass"], row["dtype"], row["head_width"]): Configuration(**{name: row[name] for name in cuts})
         for row in body["configurations"]
-        for arch in row["archs"]
     }
 
 
@@ -55,17 +53,16 @@ def kind(dtype: torch.dtype) -> str:
 
 @cache
 def architecture(device: torch.device) -> int:
-    """The architecture whose configurations a device runs: 90, 100, or 80 for all others, which have less memory."""
+    """The architecture whose descriptors a device has: 90 or 100; 80, for all others, has none."""
     if device.type != "cuda":
-        return 80
-    major = torch.cuda.get_device_capability(device)[0]
-    return {9: 90, 10: 100}.get(major, 80)
+        return 90 if interpreting() else 80
+    return {9: 90, 10: 100}.get(torch.cuda.get_device_capability(device)[0], 80)
 
 
-def configuration(name: str, like: Tensor) -> Configuration:
-    """Of the pass `name` (forward, keys, queries) for inputs like [P, H, K]."""
+def configuration(name: str, like: Tensor, described: bool) -> Configuration:
+    """Of the pass `name` (forward, keys, queries) for inputs like [P, H, K], with or without descriptors."""
     width = max(32, power_of_2(like.shape[2]))
-    return shipped()[architecture(like.device), name, kind(like.dtype), width]
+    return shipped()[architecture(like.device) if described else 80, name, kind(like.dtype), width]
 
 
 def describable(*tensors: Tensor) -> bool:
@@ -75,16 +72,17 @@ def describable(*tensors: Tensor) -> bool:
     and strides be multiples of 16 bytes.
     """
     K = tensors[0].shape[2]
-    return tensors[0].itemsize == 2 and K == max(LEAST_WIDTH, power_of_2(K)) and all(
-        x.stride(1) == K
-        and x.data_ptr() % DESCRIPTOR_ALIGNMENT == 0
-        and x.stride(0) * x.itemsize % DESCRIPTOR_ALIGNMENT == 0
-        for x in tensors
+    return (
+        architecture(tensors[0].device) > 80
+        and tensors[0].itemsize == 2
+        and K == max(LEAST_WIDTH, power_of_2(K))
+        and all(
+            x.stride(1) == K
+            and x.data_ptr() % DESCRIPTOR_ALIGNMENT == 0
+            and x.stride(0) * x.itemsize % DESCRIPTOR_ALIGNMENT == 0
+            for x in tensors
+        )
     )
-
-
-def _described(device: torch.device, *tensors: Tensor) -> bool:
-    return (interpreting() or architecture(device) >= 90) and describable(*tensors)
 
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
@@ -131,9 +129,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """out [P, H, K] and lse [H, P] of q [P, H, K], k and v [., Hkv, K]; their features adjoin."""
     P, H, K = q.shape
-    cut = configuration("forward", q)
+    described = describable(k, v)
+    cut = configuration("forward", q, described)
     tiles = _tiles(tiles_q, cut.own)
-    described = _described(q.device, k, v)
     out, lse = q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
     strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
     launch(
@@ -174,36 +172,36 @@ def backward(
     """dq, dk and dv, contiguous, in the dtype of q."""
     P, H, K = q.shape
     delta = torch.empty_like(lse)
-    if q.dtype != torch.float32:
-        launch(
-            delta_kernel,
-            q,
-            triton.cdiv(P, DELTA_ROWS) * H,
-            *(out, dout, dlse, delta, P, H, dout.stride(0), dout.stride(1)),
-            R=DELTA_ROWS,
-            K=K,
-            KP=max(LEAST_WIDTH, power_of_2(K)),
-            num_warps=DELTA_WARPS,
-        )
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     strides = [stride for x in (q, k, v, dout) for stride in x.stride()[:2]]
     shared = (*strides, scale, *_scores(q.dtype, scale, softcap), window or 0)
-    cut, described = configuration("queries", q), _described(q.device, k, v)
-    tiles = _tiles(tiles_q, cut.own)
-    walked = [_descriptor(x, cut.step) if described else x for x in (k, v)]
-    launch(
-        queries_kernel,
-        q,
-        tiles.shape[0] * H,
-        *(q, *walked, dout, dq, lse, dlse, delta, edges_q, edges_k, tiles, P, H),
-        *shared,
-        M=cut.own,
-        N=cut.step,
-        num_warps=cut.warps,
-        num_stages=cut.stages,
-        **_constants(q, k, window, softcap, described),
-    )
-    cut, described = configuration("keys", q), _described(q.device, q, dout)
+
+    def queries(summing: bool) -> None:
+        described = describable(k, v)
+        cut = configuration("queries", q, described)
+        tiles = _tiles(tiles_q, cut.own)
+        walked = [_descriptor(x, cut.step) if described else x for x in (k, v)]
+        launch(
+            queries_kernel,
+            q,
+            tiles.shape[0] * H,
+            *(q, *walked, dout, dq, lse, dlse, delta, edges_q, edges_k, tiles, P, H),
+            *shared,
+            M=cut.own,
+            N=cut.step,
+            SUMMING=summing,
+            num_warps=cut.warps,
+            num_stages=cut.stages,
+            **_constants(q, k, window, softcap, described),
+        )
+
+    if q.dtype == torch.float32:
+        queries(summing=True)
+    else:
+        _delta(out, dout, dlse, delta)
+    queries(summing=False)
+    described = describable(q, dout)
+    cut = configuration("keys", q, described)
     tiles = _tiles(tiles_k, cut.own)
     walked = [_descriptor(x, cut.step) if described else x for x in (q, dout)]
     launch(
@@ -219,3 +217,17 @@ def backward(
         **_constants(q, k, window, softcap, described),
     )
     return dq, dk, dv
+
+
+def _delta(out: Tensor, dout: Tensor, dlse: Tensor | None, delta: Tensor) -> None:
+    P, H, K = out.shape
+    launch(
+        delta_kernel,
+        out,
+        triton.cdiv(P, DELTA_ROWS) * H,
+        *(out, dout, dlse, delta, P, H, dout.stride(0), dout.stride(1)),
+        R=DELTA_ROWS,
+        K=K,
+        KP=max(LEAST_WIDTH, power_of_2(K)),
+        num_warps=DELTA_WARPS,
+    )

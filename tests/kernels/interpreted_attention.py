@@ -17,7 +17,7 @@ def small_tiles(monkeypatch, poisoned_memory):
     monkeypatch.setattr(launches, "configuration", small_configuration)
 
 
-def small_configuration(name, like):
+def small_configuration(name, like, described):
     own = KEYS if name == "keys" else QUERIES
     return launches.Configuration(own=own, step=STEP, warps=4, stages=1)
 
