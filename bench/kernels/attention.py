@@ -19,7 +19,10 @@ from hotplate.kernels.attention.reference import visible
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 SEED = 0
-WHOLE_MASK = 1 << 13  # positions of a row up to which a whole mask and whole scores are computed as well
+WHOLE_MASK = 1 << 13  # positions of a row up to which torch computes a whole mask as well
+# Backends that write whole scores, by device, and positions of a row up to which they run.
+WHOLE_SCORES = {"cpu": ("reference", "flex"), "cuda": ("reference", "eager")}
+MOST_SCORES = {"cpu": 1 << 10, "cuda": WHOLE_MASK}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +117,17 @@ def _providers(shape: Shape, device: str, dtype: torch.dtype, gradient: bool) ->
     )
     served = [name for name, backend in BACKENDS.items() if not backend.reasons(problem)]
     served.sort(key=lambda name: name != AUTO[device])
-    small = shape.T <= WHOLE_MASK
-    whole = {"reference", "eager"} if device == "cuda" else {"reference"}
+    few = MOST_SCORES[device] >= shape.T
     layouts: dict[Tensor, Layout] = {}
-    ops = {name: _ours(name, layouts) for name in served if small or name not in whole}
-    return ops | ({"torch attention, whole mask": masked_torch} if small else {})
+    ops = {name: _ours(name, layouts) for name in served if few or name not in WHOLE_SCORES[device]}
+    return ops | ({"torch attention, whole mask": masked_torch} if shape.T <= WHOLE_MASK else {})
 
 
 def _truth(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The definition, a document at a time: its whole scores would not fit where rows are long."""
     edges = sorted({*cu_seqlens.tolist(), *range(0, q.shape[0] * q.shape[1] + 1, q.shape[1])})
-    pieces = [x.flatten(0, 1)[None].split([b - a for a, b in zip(edges, edges[1:], strict=False)], 1) for x in (q, k, v)]
+    lengths = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [x.flatten(0, 1)[None].split(lengths, 1) for x in (q, k, v)]
     alone = [attention(*piece, impl="reference") for piece in zip(*pieces, strict=True)]
     return torch.cat(alone, dim=1).view(q.shape)
 

@@ -1,4 +1,4 @@
-from hotplate.kernels.attention.tiles import Layout, layout
 from hotplate.kernels.attention.op import attention
+from hotplate.kernels.attention.tiles import Layout, layout
 
 __all__ = ["Layout", "attention", "layout"]

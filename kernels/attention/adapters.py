@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels import backends
-from hotplate.kernels.attention.tiles import Layout, layout
 from hotplate.kernels.attention.problem import Call, Problem, Result
+from hotplate.kernels.attention.tiles import Layout, layout
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -41,7 +41,7 @@ def _gpu(problem: Problem, least: tuple[int, int], most_width: int, dtypes: tupl
     if problem.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         why.append(f"needs {names}, got {str(problem.dtype).removeprefix('torch.')}")
-    if problem.K > most_width or problem.K % 8:
+    if most_width < problem.K or problem.K % 8:
         why.append(f"needs a head width of at most {most_width} that is a multiple of 8, got {problem.K}")
     return why
 
@@ -67,7 +67,7 @@ def placed(call: Call) -> Layout:
 
 
 def _varlen(function: Callable[..., Any], call: Call, no_window: tuple[int | None, int | None]) -> Result:
-    """FlashAttention's signature, of which every version has these keywords. Its window counts keys before one's own."""
+    """FlashAttention's signature, of which every version has these keywords. A window counts keys before one's own."""
     at = placed(call)
     out = function(
         *(x.flatten(0, 1) for x in (call.q, call.k, call.v)),
@@ -132,7 +132,7 @@ def _varlen_keywords() -> frozenset[str]:
 def varlen_reasons(problem: Problem) -> list[str]:
     why = _gpu(problem, (8, 0), 256, HALF) + _lacks(problem, "softcap", "lse")
     why = _package("torch.nn.attention.varlen", "torch >= 2.11", why)
-    if problem.H != problem.Hkv and not why and "enable_gqa" not in _varlen_keywords():
+    if problem.Hkv != problem.H and not why and "enable_gqa" not in _varlen_keywords():
         why.append(f"torch {torch.__version__} has no grouped heads here")
     return why
 
@@ -159,12 +159,10 @@ def cudnn_reasons(problem: Problem) -> list[str]:
 def cudnn(call: Call) -> Result:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    heads_first = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
-    grouped = call.q.shape[2] != call.k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
+    options: dict[str, Any] = {"is_causal": True, "scale": call.scale, "enable_gqa": q.shape[1] != k.shape[1]}
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *heads_first, is_causal=True, scale=call.scale, enable_gqa=grouped
-        )
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
     return out.transpose(1, 2), None
 
 
@@ -207,26 +205,26 @@ def _flex_mask(at: Layout, window: int | None, device: torch.device) -> Any:
 
 
 @functools.cache
-def _flex(compiled: bool) -> Callable[..., Any]:
+def _flex(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def flex(call: Call) -> Result:
-    softcap = call.softcap
+    cap = call.softcap or 1.0
 
     def capped(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     from torch.nn.attention.flex_attention import AuxRequest
 
-    leaves = (call.q, call.k, call.v)
+    leaves = [call.q, call.k, call.v]
     if not call.q.is_cuda:  # it refuses what requires a gradient even where none is taken
-        leaves = tuple(x.detach() for x in leaves)
+        leaves = [x.detach() for x in leaves]
     out, aux = _flex(call.q.is_cuda)(
         *(x.transpose(1, 2) for x in leaves),
-        score_mod=None if softcap is None else capped,
+        score_mod=None if call.softcap is None else capped,
         block_mask=_flex_mask(placed(call), call.window, call.q.device),
         scale=call.scale,
         enable_gqa=call.q.shape[2] != call.k.shape[2],
@@ -252,7 +250,7 @@ def xformers(call: Call) -> Result:
     if call.window is not None:
         mask = mask.make_local_attention(call.window)
     q, k, v = (x.flatten(0, 1)[None] for x in (call.q, call.k, call.v))
-    if H != Hkv:
+    if Hkv != H:
         q = q.unflatten(2, (Hkv, H // Hkv))
         k, v = (x[:, :, :, None].expand(-1, -1, -1, H // Hkv, -1) for x in (k, v))
     return ops.memory_efficient_attention(q, k, v, attn_bias=mask, p=0.0, scale=call.scale).view(call.q.shape), None

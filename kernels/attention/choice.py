@@ -1,7 +1,8 @@
 """Which implementation a call of attention runs: one that is named, or what the table of `auto` names.
 
 A name that cannot serve raises with every reason. `auto` is a rule: AUTO's entry for the device where that can serve
-the problem, else eager. The choice is logged once per kind of problem.
+the problem, else eager; and eager for a cache, whose keys grow by a token a call: listing tiles would cost more than
+the call. The choice is logged once.
 """
 
 import logging
@@ -20,8 +21,8 @@ from hotplate.kernels.launch import TRITON_DTYPES, interpreting
 log = logging.getLogger(__name__)
 
 MOST_WIDTH = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}  # of a head that Triton can hold
-# The fastest by the recorded benchmarks in bench/results/: eager on CPUs, from a run of 2026-11-24 there. No GPU has
-# been measured, and Triton stands by its machine code.
+# The fastest by the recorded benchmarks (bench/results/): eager on CPUs. No GPU has been measured: Triton stands there
+# by its machine code.
 AUTO = {"cpu": "eager", "cuda": "triton"}
 
 
@@ -49,7 +50,7 @@ def triton_reasons(problem: Problem) -> list[str]:
         why.append(f"needs a CUDA tensor, got one on {problem.device} (TRITON_INTERPRET=1 runs it there for debugging)")
     if problem.dtype not in TRITON_DTYPES:
         why.append(f"needs float32, bfloat16 or float16, got {str(problem.dtype).removeprefix('torch.')}")
-    elif problem.K > MOST_WIDTH[problem.dtype]:
+    elif MOST_WIDTH[problem.dtype] < problem.K:
         why.append(f"needs a head width of at most {MOST_WIDTH[problem.dtype]} in this dtype, got {problem.K}")
     if not problem.positive_scale:
         why.append("needs a scale above 0")
@@ -80,7 +81,7 @@ def _decided(impl: str, *facts: object) -> str:
     """The name that serves; a constant to torch.compile, which would otherwise trace the probing."""
     problem = Problem(**dict(zip(FACTS, facts, strict=True)))  # type: ignore[arg-type]
     if impl == "auto":
-        named = AUTO.get(problem.device.type, "eager")
+        named = "eager" if problem.T < problem.S else AUTO.get(problem.device.type, "eager")
         why = "; ".join(BACKENDS[named].reasons(problem))
         found = "eager" if why else named
         if (found, why) not in _SAID:

@@ -89,7 +89,8 @@ def _packed(call: Call, cu_seqlens: Tensor) -> Result:
     sizes = [L * len(members) for L, members in groups]
     outs, lses = [], []
     for (L, members), *pieces in zip(groups, *(x.split(sizes) for x in (q, k, v)), strict=True):
-        out, lse = _documents(*(x.view(len(members), L, *x.shape[1:]) for x in pieces), call)
+        q_rows, k_rows, v_rows = (x.view(len(members), L, *x.shape[1:]) for x in pieces)
+        out, lse = _documents(q_rows, k_rows, v_rows, call)
         outs.append(out.flatten(0, 1))
         lses.append(None if lse is None else lse.transpose(1, 2).flatten(0, 1))
     out, lse = torch.cat(outs), torch.cat([x for x in lses if x is not None]) if call.lse else None
@@ -123,5 +124,5 @@ def attention(call: Call) -> Result:
         return _documents(q, k, v, call)
     if call.window is not None or call.softcap is not None or call.lse:
         return _explicit(q, k, v, call.scale, call.window, call.softcap)
-    mask = None if T == 1 else reference.visible(B, T, S, None, q.device)
-    return _fused(q, k, v, call.scale, mask, is_causal=False), None
+    earlier = None if T == 1 else reference.visible(B, T, S, None, q.device)
+    return _fused(q, k, v, call.scale, earlier, is_causal=False), None

@@ -2,8 +2,8 @@
 """Causal attention over packed documents, backward, as three kernels without atomics: runs repeat bitwise.
 
 delta (16 bits): rowsum(dout out). queries: a program owns queries and walks over keys. keys: a program owns keys of one
-key head and walks over the queries of all heads that read it. Letters: M queries and N keys of a block, K head width, KP the
-power of two that holds it, H query heads. Importing this needs Triton.
+key head and walks over the queries of all heads that read it. Letters: M queries and N keys of a block, K head width,
+KP the power of two that holds it, H query heads. Importing this needs Triton.
 """
 
 import triton
@@ -14,10 +14,10 @@ from hotplate.kernels.attention.walks import bent, hidden, keys_of, load_rows, p
 
 @triton.jit
 def delta_kernel(
-    out, dout, dlse, delta, positions, H, dout_row, dout_head,
+    out, dout, lse, dlse, pairs, positions, H, dout_row, dout_head,
     R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
-    """delta [H, positions] = rowsum(dout out) - dlse, in fp32; dlse may be None."""
+    """pairs [H, positions, 2]: lse in powers of two, rowsum(dout out) - dlse. dlse may be None."""
     block, head = tl.program_id(0) // H, (tl.program_id(0) % H).to(tl.int64)
     first = block.to(tl.int64) * R
     left = positions - first
@@ -28,20 +28,27 @@ def delta_kernel(
     at = head * positions + first + rows
     if dlse is not None:
         total -= tl.load(dlse + at, mask=rows < left, other=0.0)
-    tl.store(delta + at, total, mask=rows < left)
+    lse_row = tl.load(lse + at, mask=rows < left, other=0.0)
+    tl.store(pairs + 2 * at, 1.4426950408889634 * lse_row, mask=rows < left)
+    tl.store(pairs + 2 * at + 1, total, mask=rows < left)
 
 
 @triton.jit
-def in_unit(lse, PRECISION: tl.constexpr):
-    """What is subtracted from scores: lse in nats in fp32, in powers of two in 16 bits."""
-    if PRECISION != "ieee":
-        lse = 1.4426950408889634 * lse
-    return lse
+def load_pairs(pairs, row, left, R: tl.constexpr):
+    """lse in the unit of scores, inf after the document, and delta, of R positions.
+
+    One load for both: alone, each would be of fewer elements than a program has lanes, and Triton 3.6 would copy every
+    element once per lane that needs it.
+    """
+    rows = tl.arange(0, R)
+    at = pairs + 2 * row + (2 * rows[:, None] + tl.arange(0, 2)[None, :])
+    lse, delta = tl.split(tl.load(at, mask=(rows < left)[:, None], other=0.0))
+    return tl.where(rows < left, lse, float("inf")), delta
 
 
 @triton.jit
 def gather_keys(
-    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, lse, delta, first, last, row, Lq,
+    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, last, row, Lq,
     column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
     M: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
@@ -51,7 +58,7 @@ def gather_keys(
     for query in tl.range(first, last, M):
         rows = query + tl.arange(0, M)
         q_block = load_rows(q, row + query, column_q, q_row, Lq - query, M, K, KP, DESCRIBED, True)
-        lse_row = in_unit(tl.load(lse + row + rows, mask=rows < Lq, other=float("inf")), PRECISION)
+        lse_row, delta_row = load_pairs(pairs, row + query, Lq - query, M)
         s = tl.dot(k_block, tl.trans(q_block), input_precision=PRECISION)
         if SOFTCAP:
             curve = bent(s, squeeze, FAST)
@@ -61,7 +68,6 @@ def gather_keys(
         p = power(s * unit - lse_row[None, :], PRECISION == "ieee")
         d_block = load_rows(dout, row + query, column_d, dout_row, Lq - query, M, K, KP, DESCRIBED, True)
         dv_acc = tl.dot(p.to(d_block.dtype), d_block, dv_acc, input_precision=PRECISION)
-        delta_row = tl.load(delta + row + rows, mask=rows < Lq, other=0.0)
         ds = p * (tl.dot(v_block, tl.trans(d_block), input_precision=PRECISION) - delta_row[None, :])
         if SOFTCAP:
             ds = ds * (1.0 - curve * curve)
@@ -71,7 +77,7 @@ def gather_keys(
 
 @triton.jit
 def keys_kernel(
-    q, k, v, dout, dk, dv, lse, delta, edges_q, edges_k, tiles, positions, Hkv,
+    q, k, v, dout, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
@@ -96,20 +102,20 @@ def keys_kernel(
         for member in range(GROUP):
             head = wide * GROUP + member
             column_q, column_d = head * q_head, head * dout_head
-            lse_head, delta_head = lse + head * positions, delta + head * positions
+            pairs_head = pairs + 2 * head * positions
             dk_acc, dv_acc = gather_keys(
-                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, lse_head, delta_head, first, begin, start_q,
+                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, first, begin, start_q,
                 Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
                 M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
             )  # fmt: skip
             dk_acc, dv_acc = gather_keys(
-                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, lse_head, delta_head, begin, full, start_q,
+                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, begin, full, start_q,
                 Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
                 M, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
             )  # fmt: skip
             if WINDOW:
                 dk_acc, dv_acc = gather_keys(
-                    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, lse_head, delta_head, full, last, start_q,
+                    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, full, last, start_q,
                     Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
                     M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
                 )  # fmt: skip
@@ -148,13 +154,13 @@ def gather_queries(
 
 @triton.jit
 def queries_kernel(
-    q, k, v, dout, dq, lse, dlse, delta, edges_q, edges_k, tiles, positions, H,
+    q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
-    """dq [positions, H, K]; where SUMMING delta instead, rowsum(p dp) - dlse. k and v are descriptors where DESCRIBED.
+    """dq [positions, H, K]; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. k and v are as in forward_kernel.
 
     fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
     other products in another order, does not. dlse may be None.
@@ -170,11 +176,12 @@ def queries_kernel(
         at, inside, high = wide * positions + row + rows, rows < left, low + tl.minimum(left, M)
         q_block = load_rows(q, row, wide * q_head, q_row, left, M, K, KP, False, True)
         d_block = load_rows(dout, row, wide * dout_head, dout_row, left, M, K, KP, False, True)
-        lse_row = in_unit(tl.load(lse + at, mask=inside, other=float("inf")), PRECISION)
-        delta_row = tl.zeros([M], tl.float32)
-        acc = delta_row
-        if not SUMMING:
-            delta_row = tl.load(delta + at, mask=inside, other=0.0)
+        if SUMMING:
+            lse_row = tl.load(lse + at, mask=inside, other=float("inf"))
+            delta_row = tl.zeros([M], tl.float32)
+            acc = delta_row
+        else:
+            lse_row, delta_row = load_pairs(pairs, wide * positions + row, left, M)
             acc = tl.zeros([M, KP], tl.float32)
         column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
         first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)
@@ -197,6 +204,7 @@ def queries_kernel(
         if SUMMING:
             if dlse is not None:
                 acc -= tl.load(dlse + at, mask=inside, other=0.0)
-            tl.store(delta + at, acc, mask=inside)
+            tl.store(pairs + 2 * at, lse_row, mask=inside)
+            tl.store(pairs + 2 * at + 1, acc, mask=inside)
         else:
             store_rows(dq, acc * scale, row, head * K, H * K, left, M, K, KP)

@@ -82,8 +82,5 @@ def forward_kernel(
         )  # fmt: skip
         inside = tl.arange(0, M) < left
         store_rows(out, acc / total[:, None], row, head * K, H * K, left, M, K, KP)
-        if PRECISION == "ieee":
-            log = top + tl.log(total)
-        else:
-            log = 0.6931471805599453 * (top + tl.log2(total))
+        log = top + tl.log(total) if PRECISION == "ieee" else 0.6931471805599453 * (top + tl.log2(total))
         tl.store(lse + head.to(tl.int64) * positions + row + tl.arange(0, M), log, mask=inside)

@@ -75,7 +75,7 @@ def describable(*tensors: Tensor) -> bool:
     return (
         architecture(tensors[0].device) > 80
         and tensors[0].itemsize == 2
-        and K == max(LEAST_WIDTH, power_of_2(K))
+        and max(LEAST_WIDTH, power_of_2(K)) == K
         and all(
             x.stride(1) == K
             and x.data_ptr() % DESCRIPTOR_ALIGNMENT == 0
@@ -171,7 +171,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv, contiguous, in the dtype of q."""
     P, H, K = q.shape
-    delta = torch.empty_like(lse)
+    pairs = lse.new_empty(H, P, 2)  # lse in the unit of scores, and delta
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     strides = [stride for x in (q, k, v, dout) for stride in x.stride()[:2]]
     shared = (*strides, scale, *_scores(q.dtype, scale, softcap), window or 0)
@@ -185,7 +185,7 @@ def backward(
             queries_kernel,
             q,
             tiles.shape[0] * H,
-            *(q, *walked, dout, dq, lse, dlse, delta, edges_q, edges_k, tiles, P, H),
+            *(q, *walked, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, P, H),
             *shared,
             M=cut.own,
             N=cut.step,
@@ -198,7 +198,7 @@ def backward(
     if q.dtype == torch.float32:
         queries(summing=True)
     else:
-        _delta(out, dout, dlse, delta)
+        _delta(out, dout, lse, dlse, pairs)
     queries(summing=False)
     described = describable(q, dout)
     cut = configuration("keys", q, described)
@@ -208,7 +208,7 @@ def backward(
         keys_kernel,
         q,
         tiles.shape[0] * k.shape[1],
-        *(walked[0], k, v, walked[1], dk, dv, lse, delta, edges_q, edges_k, tiles, P, k.shape[1]),
+        *(walked[0], k, v, walked[1], dk, dv, pairs, edges_q, edges_k, tiles, P, k.shape[1]),
         *shared,
         M=cut.step,
         N=cut.own,
@@ -219,13 +219,13 @@ def backward(
     return dq, dk, dv
 
 
-def _delta(out: Tensor, dout: Tensor, dlse: Tensor | None, delta: Tensor) -> None:
+def _delta(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None, pairs: Tensor) -> None:
     P, H, K = out.shape
     launch(
         delta_kernel,
         out,
         triton.cdiv(P, DELTA_ROWS) * H,
-        *(out, dout, dlse, delta, P, H, dout.stride(0), dout.stride(1)),
+        *(out, dout, lse, dlse, pairs, P, H, dout.stride(0), dout.stride(1)),
         R=DELTA_ROWS,
         K=K,
         KP=max(LEAST_WIDTH, power_of_2(K)),

@@ -9,8 +9,8 @@ from typing import Literal, overload
 from torch import Tensor
 
 from hotplate.kernels.attention.choice import choose
-from hotplate.kernels.attention.tiles import Layout, want_documents
 from hotplate.kernels.attention.problem import Call
+from hotplate.kernels.attention.tiles import Layout, want_documents
 from hotplate.kernels.checks import want, want_float
 
 

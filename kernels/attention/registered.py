@@ -69,9 +69,7 @@ def backward(
     """dq, dk and dv, contiguous; see launches.backward."""
     from hotplate.kernels.attention import launches
 
-    return launches.backward(
-        dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, scale, window, softcap
-    )
+    return launches.backward(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, scale, window, softcap)
 
 
 @backward.register_fake

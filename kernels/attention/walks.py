@@ -48,11 +48,7 @@ def store_rows(x, block, row, column, stride, left, R: tl.constexpr, K: tl.const
 @triton.jit
 def power(x, FP32: tl.constexpr):
     """exp(x) in fp32, where scores keep their unit and so their rounding; 2^x in 16 bits, one instruction less."""
-    if FP32:
-        y = tl.exp(x)
-    else:
-        y = tl.exp2(x)
-    return y
+    return tl.exp(x) if FP32 else tl.exp2(x)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ CPU runs for itself: flex_attention's forward.
 """
 
 import dataclasses
+import json
 import logging
 import sys
 from importlib.machinery import ModuleSpec
@@ -17,6 +18,9 @@ from numerics import run
 from hotplate.kernels import backends
 from hotplate.kernels.attention import adapters, attention, choice, layout, reference
 from hotplate.kernels.attention.problem import Call, Problem
+from hotplate.model import config as model_config
+from hotplate.model.config import MixerConfig
+from hotplate.train.commands.backends import main
 
 H, HKV, K = 4, 2, 8
 CU = torch.tensor([0, 1, 1, 8, 12, 12], dtype=torch.int32)  # over B * T = 12, rows of 6
@@ -236,7 +240,7 @@ def test_a_named_backend_that_cannot_serve_says_every_reason():
     x = torch.randn(1, 4, 2, 12)
     with pytest.raises(ValueError, match=r"^attention: .*impl='flash' serves, got q \[1, 4, 2, 12\].*float32 on cpu"):
         attention(x, x, x, impl="flash")
-    with pytest.raises(ValueError, match="needs a CUDA tensor.*; needs bfloat16.*; .*multiple of 8.*; flash-attn is not"):
+    with pytest.raises(ValueError, match="a CUDA tensor.*; needs bfloat16.*; .*multiple of 8.*; flash-attn is not"):
         attention(x, x, x, impl="flash")
 
 
@@ -259,14 +263,16 @@ def test_auto_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger="hotplate.kernels.attention.choice"):
         for T in (4, 4, 3):
             attention(x[:, :T], x[:, :T], x[:, :T])
-    assert [record.message.startswith("attention: auto is eager for q [1, 4, 2, 8]") for record in caplog.records] == [True]
+    (record,) = caplog.records
+    assert record.message.startswith("attention: auto is eager for q [1, 4, 2, 8]")
 
 
 def test_auto_takes_triton_on_a_gpu_and_eager_where_triton_cannot(monkeypatch):
     monkeypatch.setattr(backends, "capability", lambda device=None: (9, 0))
     names = choice.FACTS
-    for changes, want in (({}, "triton"), ({"dtype": torch.float64}, "eager"), ({"K": 512}, "eager")):
+    for changes in ({}, {"dtype": torch.float64}, {"K": 512}, {"S": 9}):
         facts = problem(**changes)
+        want = "eager" if changes else "triton"
         assert choice._decided("auto", *(getattr(facts, name) for name in names)) == want
 
 
@@ -279,3 +285,23 @@ def test_apex_on_pypi_is_another_project(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     (apex,) = (row for row in backends.optimizers() if row.name == "apex")
     assert apex.reason.startswith("apex has no apex.optimizers; NVIDIA's is built from source")
+
+
+def test_a_mixer_knows_the_names_of_its_kernel():
+    assert set(model_config.ATTENTION_IMPLS) == {"auto", *choice.BACKENDS}
+    assert MixerConfig(impl="flash").impl == "flash"
+    with pytest.raises(ValueError, match=r"want impl in \['auto', .*'native'\] for kind qlstm, got 'flash'"):
+        MixerConfig(kind="qlstm", impl="flash")
+    with pytest.raises(ValueError, match="for kind attention, got 'native'"):
+        MixerConfig(impl="native")
+
+
+def test_the_command_lists_every_backend(tmp_path, capsys):
+    assert main(["--json", str(tmp_path / "backends.json"), "--dtype", "float32"]) == 0
+    body = json.loads((tmp_path / "backends.json").read_text())
+    found = {(row["part"], row["name"]): row for row in body["backends"]}
+    assert {name for part, name in found if part == "attention"} == set(choice.BACKENDS)
+    assert {name for part, name in found if part == "optimiser"} == {"torch", "triton", "apex", "deepspeed"}
+    assert found["attention", "eager"]["available"] and "lstm native" in {name for _, name in found}
+    assert "eager (auto)" in capsys.readouterr().out
+    assert all(row["reason"] for row in body["backends"])
