@@ -20,6 +20,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "growth-study": "hotplate.train.commands.growth_study",
     "report": "hotplate.train.commands.report",
     "coordinates": "hotplate.train.commands.coordinates",
+    "backends": "hotplate.train.commands.backends",
     "bench": "hotplate.bench.commands.bench",
     "profile": "hotplate.bench.commands.profile",
 }
@@ -38,7 +39,7 @@ setup(
     package_dir={f"hotplate.{part}": part for part in PARTS},
     package_data={
         "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css"],
-        "hotplate.kernels": ["*/native.c", "native/*.h"],
+        "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"],
     },
     install_requires=[
         "torch>=2.11",

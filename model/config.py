@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MixerKind = Literal["attention", "qlstm", "lstm", "lstm_dense", "lstm_diagonal"]
+RECURRENT_IMPLS = ("auto", "triton", "eager", "reference", "native")
+ATTENTION_IMPLS = (
+    *("auto", "triton", "eager", "reference"),
+    *("flash", "fa3", "fa4", "varlen", "cudnn", "flex", "xformers"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,22 @@ class MixerConfig:
     """lstm: one recurrent matrix per gate for all heads, instead of one per head"""
     forget_offset: float = 1.0
     """recurrent: added to the forget gate's pre-activation"""
-    impl: Literal["auto", "eager", "native", "triton", "reference"] = "auto"
-    """kernel implementation: auto = the fastest that this device and machine have; a name never falls back"""
+    impl: Literal[
+        "auto",
+        "triton",
+        "eager",
+        "reference",
+        "native",
+        "flash",
+        "fa3",
+        "fa4",
+        "varlen",
+        "cudnn",
+        "flex",
+        "xformers",
+    ] = "auto"
+    """kernel implementation: auto = the fastest that this device and machine have; a name never falls back.
+    native is for recurrent mixers; flash and all after it for attention: `hotplate backends` says which are here"""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.head_width < 1:
@@ -46,6 +65,12 @@ class MixerConfig:
         for option, kind in (("coupled", "qlstm"), ("shared_recurrent", "lstm")):
             if getattr(self, option) and self.kind != kind:
                 raise ValueError(f"mixer: {option} belongs to kind {kind}, got kind {self.kind}; leave it out")
+        known = ATTENTION_IMPLS if self.kind == "attention" else RECURRENT_IMPLS
+        if self.impl not in known:
+            raise ValueError(
+                f"mixer: want impl in {list(known)} for kind {self.kind}, got {self.impl!r}; "
+                "auto takes the fastest that is here"
+            )
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hotplate.kernels.attention import Layout, layout
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
 from hotplate.model.axes import Embedding, Linear
 from hotplate.model.batch import Batch
@@ -93,7 +94,10 @@ class LanguageModel(nn.Module):
 
     def hidden(self, batch: Batch, state: State | None = None) -> tuple[Tensor, State]:
         """Normalised features [B, T, D] before the head, and the next state."""
-        rows = Rows(batch.resets, batch.cu_seqlens)
+        documents: Tensor | Layout | None = batch.cu_seqlens
+        if batch.tokens.is_cuda and self.config.mixer.kind == "attention":  # once for all layers
+            documents = layout(batch.cu_seqlens, *batch.tokens.shape, device=batch.tokens.device)
+        rows = Rows(batch.resets, documents)
         return self.features(batch.tokens, batch.positions, rows, state)
 
     def features(self, tokens: Tensor, positions: Tensor, rows: Rows, state: State | None) -> tuple[Tensor, State]:
@@ -113,7 +117,7 @@ class LanguageModel(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if config.positions == "rotary":
             turned = rotation(positions, config.mixer.rotary_width, config.mixer.rope_theta)
-            rows = Rows(rows.resets, rows.cu_seqlens, turned)
+            rows = Rows(rows.resets, rows.documents, turned)
         if state is None:
             state = self.initial_state(tokens.shape[0])
         layers = []

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hotplate.kernels.attention import Layout
 from hotplate.model.rotary import Rotation
 
 
@@ -12,5 +13,5 @@ class Rows:
     """Shared by all layers of one forward pass."""
 
     resets: Tensor | None = None  # bool [B, T], recurrent state is zeroed before this step
-    cu_seqlens: Tensor | None = None  # int32 [S + 1] over the flattened [B * T]; None: a row is one document
+    documents: Tensor | Layout | None = None  # int32 [S + 1] over the flattened [B * T]; None: a row is one document
     rotation: Rotation | None = None  # cosine and sine for rotary positions

@@ -1,3 +1,4 @@
 from hotplate.kernels.attention.op import attention
+from hotplate.kernels.attention.tiles import Layout, layout
 
-__all__ = ["attention"]
+__all__ = ["Layout", "attention", "layout"]

@@ -1,41 +1,80 @@
-"""Causal attention over rows, packed documents or a cache: contract, checks, choice of implementation.
+"""Causal attention over rows, packed documents or a cache: contract and checks; choice.py has the implementations.
 
 Letters: B rows, T queries, S keys of a row, H query heads, Hkv key and value heads, K head width,
 N documents.
 """
 
-import torch
+from typing import Literal, overload
+
 from torch import Tensor
 
-from hotplate.kernels.attention import eager, reference
-from hotplate.kernels.checks import choose, want, want_float
+from hotplate.kernels.attention.choice import choose
+from hotplate.kernels.attention.problem import Call
+from hotplate.kernels.attention.tiles import Layout, want_documents
+from hotplate.kernels.checks import want, want_float
 
-IMPLS = {"eager": eager.attention, "reference": reference.attention}
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor | Layout | None = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: Literal[False] = False,
+    impl: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor | Layout | None = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: Literal[True],
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Tensor | Layout | None = None,
     *,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
     impl: str = "auto",
-) -> Tensor:
-    """out = softmax(scale q k^T) v over the keys a query may see; scale None = K ** -0.5.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """out = softmax(s) v with s = scale q k^T over the keys a query may see; scale None = K ** -0.5.
 
     q [B, T, H, K], k and v [B, S, Hkv, K] of one dtype (bf16|fp16|fp32|fp64), any strides, Hkv divides H:
     query head h reads key head h // (H / Hkv). S >= T; query t sees keys s <= t + S - T (queries are the end
     of the keys, as in decoding with a cache).
     cu_seqlens int32 [N + 1] or None, needs S == T: document n is [cu[n], cu[n + 1]) of the flattened B * T
     positions, from 0 to B * T, empty documents anywhere; a query sees its own document only, and a document
-    never continues into the next row. None: a row is one document.
-    Returns [B, T, H, K] in the dtype of q. Softmax in fp32 (fp64). Gradients to q, k and v.
+    never continues into the next row. None: a row is one document. A Layout (see tiles.py) stands for it, made
+    once per batch for all layers.
+    window W >= 1: a query sees the last W of those keys, its own included. softcap c > 0: s becomes c tanh(s / c).
+    Returns [B, T, H, K] in the dtype of q, and with return_lse log(sum(exp(s))) [B, H, T] in fp32 (fp64). Softmax in
+    fp32 (fp64). Gradients to q, k and v, through lse too.
+    impl: auto, triton (fp32, bf16, fp16; K <= 256), flash, fa3, fa4, varlen, cudnn, flex, xformers, eager or
+    reference; auto is a table (choice.py), a name never falls back.
     Flops: 2 B H T S K forward and 5 B H T S K backward when T == S (half of the square is masked).
-    ValueError on any other shape, dtype or impl, and on CPU also on unordered cu_seqlens: a GPU is not
-    stopped to look at the values. Source: Vaswani et al. 2017; grouped heads Ainslie et al. 2023.
+    ValueError on any other shape, dtype or impl, on what the named impl cannot serve, and on CPU also on unordered
+    cu_seqlens: a GPU is not stopped to look at the values.
+    Source: Vaswani et al. 2017; grouped heads Ainslie et al. 2023; soft cap Gemma 2, 2024.
     """
-    function = choose("attention", impl, IMPLS)
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
     want("attention", fits, "q [B, T, H, K], k and v [B, S, Hkv, K]", shapes, "heads are the third axis")
@@ -45,36 +84,36 @@ def attention(
     same = q.dtype == k.dtype == v.dtype and q.device == k.device == v.device
     facts = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
     want("attention", same, "q, k and v of one dtype and device", facts, "convert them")
-    if cu_seqlens is not None:
-        _want_documents(q, k, cu_seqlens)
-    return function(q, k, v, cu_seqlens, q.shape[3] ** -0.5 if scale is None else scale)
+    want("attention", window is None or window >= 1, "window None or >= 1", str(window), "a query sees itself")
+    want("attention", softcap is None or softcap > 0, "softcap None or > 0", str(softcap), "None means no cap")
+    _want_places(q, k, cu_seqlens)
+    call = Call(
+        q=q,
+        k=k,
+        v=v,
+        documents=cu_seqlens,
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        window=window,
+        softcap=softcap,
+        lse=return_lse,
+    )
+    out, lse = choose(impl, call).attend(call)
+    if not return_lse:
+        return out
+    assert lse is not None, f"{impl} gave no lse"
+    return out, lse
 
 
-def _want_documents(q: Tensor, k: Tensor, cu_seqlens: Tensor) -> None:
-    B, T = q.shape[:2]
-    want(
-        "attention",
-        k.shape[1] == T,
-        "S == T with cu_seqlens",
-        f"S {k.shape[1]}, T {T}",
-        "a cache has one document",
-    )
-    want(
-        "attention",
-        cu_seqlens.dtype == torch.int32
-        and cu_seqlens.ndim == 1
-        and len(cu_seqlens) >= 2
-        and cu_seqlens.device == q.device,
-        f"cu_seqlens int32 [N + 1] on {q.device}",
-        f"{cu_seqlens.dtype} {list(cu_seqlens.shape)} on {cu_seqlens.device}",
-        "one start per document, closed by B * T",
-    )
-    if cu_seqlens.device.type == "cpu":
-        ordered = cu_seqlens[0] == 0 and cu_seqlens[-1] == B * T and (cu_seqlens.diff() >= 0).all()
+def _want_places(q: Tensor, k: Tensor, documents: Tensor | Layout | None) -> None:
+    (B, T), S = q.shape[:2], k.shape[1]
+    if isinstance(documents, Layout):
+        sizes, device = (documents.B, documents.T, documents.S), documents.edges_q.device
         want(
             "attention",
-            bool(ordered),
-            f"cu_seqlens rising from 0 to B * T = {B * T}",
-            str(cu_seqlens.tolist()[:8])[:-1] + (", ...]" if len(cu_seqlens) > 8 else "]"),
-            "pad with B * T, not with 0",
+            sizes == (B, T, S) and device == q.device,
+            f"a layout of B {B}, T {T}, S {S} on {q.device}",
+            f"one of {sizes} on {device}",
+            "make one per batch",
         )
+    elif documents is not None:
+        want_documents(documents, B, T, S, q.device)

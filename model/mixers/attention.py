@@ -49,7 +49,7 @@ class Attention(nn.Module):
         if "k" in state:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
             state = {"k": k, "v": v}
-        y = attention(q, k, v, rows.cu_seqlens, impl=self.mixer.impl)
+        y = attention(q, k, v, rows.documents, impl=self.mixer.impl)
         return self.out(y.reshape(B, T, heads * K)), state
 
     def initial_state(self, rows: int, device: torch.device, dtype: torch.dtype, cache: bool) -> LayerState:

@@ -1,0 +1,210 @@
+# mypy: disable-error-code="assignment"
+"""Causal attention over packed documents, backward, as three kernels without atomics: runs repeat bitwise.
+
+delta (16 bits): rowsum(dout out). queries: a program owns queries and walks over keys. keys: a program owns keys of one
+key head and walks over the queries of all heads that read it. Letters: M queries and N keys of a block, K head width,
+KP the power of two that holds it, H query heads. Importing this needs Triton.
+"""
+
+import triton
+import triton.language as tl
+
+from hotplate.kernels.attention.walks import bent, hidden, keys_of, load_rows, power, queries_of, span, store_rows
+
+
+@triton.jit
+def delta_kernel(
+    out, dout, lse, dlse, pairs, positions, H, dout_row, dout_head,
+    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+):  # fmt: skip
+    """pairs [H, positions, 2]: lse in powers of two, rowsum(dout out) - dlse. dlse may be None."""
+    block, head = tl.program_id(0) // H, (tl.program_id(0) % H).to(tl.int64)
+    first = block.to(tl.int64) * R
+    left = positions - first
+    o = load_rows(out, first, head * K, H * K, left, R, K, KP, False, True).to(tl.float32)
+    d = load_rows(dout, first, head * dout_head, dout_row, left, R, K, KP, False, True).to(tl.float32)
+    total = tl.sum(o * d, 1)
+    rows = tl.arange(0, R)
+    at = head * positions + first + rows
+    if dlse is not None:
+        total -= tl.load(dlse + at, mask=rows < left, other=0.0)
+    lse_row = tl.load(lse + at, mask=rows < left, other=0.0)
+    tl.store(pairs + 2 * at, 1.4426950408889634 * lse_row, mask=rows < left)
+    tl.store(pairs + 2 * at + 1, total, mask=rows < left)
+
+
+@triton.jit
+def load_pairs(pairs, row, left, R: tl.constexpr):
+    """lse in the unit of scores, inf after the document, and delta, of R positions.
+
+    One load for both: alone, each would be of fewer elements than a program has lanes, and Triton 3.6 would copy every
+    element once per lane that needs it.
+    """
+    rows = tl.arange(0, R)
+    at = pairs + 2 * row + (2 * rows[:, None] + tl.arange(0, 2)[None, :])
+    lse, delta = tl.split(tl.load(at, mask=(rows < left)[:, None], other=0.0))
+    return tl.where(rows < left, lse, float("inf")), delta
+
+
+@triton.jit
+def gather_keys(
+    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, last, row, Lq,
+    column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
+    M: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Takes the queries from `first` to `last` into dk / scale and dv. Scores are transposed: p feeds a product from
+    registers. lse = inf gives the rows after the document no weight."""
+    for query in tl.range(first, last, M):
+        rows = query + tl.arange(0, M)
+        q_block = load_rows(q, row + query, column_q, q_row, Lq - query, M, K, KP, DESCRIBED, True)
+        lse_row, delta_row = load_pairs(pairs, row + query, Lq - query, M)
+        s = tl.dot(k_block, tl.trans(q_block), input_precision=PRECISION)
+        if SOFTCAP:
+            curve = bent(s, squeeze, FAST)
+            s = bend * curve
+        if MASKED:
+            s = hidden(s, (rows + offset)[None, :], key[:, None], window, WINDOW)
+        p = power(s * unit - lse_row[None, :], PRECISION == "ieee")
+        d_block = load_rows(dout, row + query, column_d, dout_row, Lq - query, M, K, KP, DESCRIBED, True)
+        dv_acc = tl.dot(p.to(d_block.dtype), d_block, dv_acc, input_precision=PRECISION)
+        ds = p * (tl.dot(v_block, tl.trans(d_block), input_precision=PRECISION) - delta_row[None, :])
+        if SOFTCAP:
+            ds = ds * (1.0 - curve * curve)
+        dk_acc = tl.dot(ds.to(q_block.dtype), q_block, dk_acc, input_precision=PRECISION)
+    return dk_acc, dv_acc
+
+
+@triton.jit
+def keys_kernel(
+    q, k, v, dout, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
+    q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    FAST: tl.constexpr,
+):  # fmt: skip
+    """dk and dv [keys, Hkv, K]. q and dout are descriptors where DESCRIBED.
+
+    Tiles come deepest first, which is least work here: the list is mirrored within its document.
+    """
+    tile, group = tl.program_id(0) // Hkv, tl.program_id(0) % Hkv
+    document = tl.load(tiles + 2 * tile)
+    if document >= 0:
+        start_q, Lq = span(edges_q, document)
+        start_k, Lk = span(edges_k, document)
+        low = (tl.cdiv(Lk, N) - 1 - tl.load(tiles + 2 * tile + 1)) * N
+        left, row_k, wide = Lk - low, start_k + low, group.to(tl.int64)
+        key, offset = low + tl.arange(0, N), Lk - Lq
+        k_block = load_rows(k, row_k, wide * k_head, k_row, left, N, K, KP, False, True)
+        v_block = load_rows(v, row_k, wide * v_head, v_row, left, N, K, KP, False, True)
+        dk_acc, dv_acc = tl.zeros([N, KP], tl.float32), tl.zeros([N, KP], tl.float32)
+        first, begin, full, last = queries_of(low, offset, Lq, N, M, window, WINDOW)
+        for member in range(GROUP):
+            head = wide * GROUP + member
+            column_q, column_d = head * q_head, head * dout_head
+            pairs_head = pairs + 2 * head * positions
+            dk_acc, dv_acc = gather_keys(
+                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, first, begin, start_q,
+                Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
+                M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
+            )  # fmt: skip
+            dk_acc, dv_acc = gather_keys(
+                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, begin, full, start_q,
+                Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
+                M, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
+            )  # fmt: skip
+            if WINDOW:
+                dk_acc, dv_acc = gather_keys(
+                    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, full, last, start_q,
+                    Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
+                    M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                )  # fmt: skip
+        store_rows(dk, dk_acc * scale, row_k, group * K, Hkv * K, left, N, K, KP)
+        store_rows(dv, dv_acc, row_k, group * K, Hkv * K, left, N, K, KP)
+
+
+@triton.jit
+def gather_queries(
+    acc, q_block, d_block, lse_row, delta_row, position, k, v, first, last, row, Lk,
+    column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+    N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, SUMMING: tl.constexpr,
+):  # fmt: skip
+    """Takes the keys from `first` to `last` into dq / scale, or where SUMMING into rowsum(p dp)."""
+    for key in tl.range(first, last, N):
+        k_block = load_rows(k, row + key, column_k, k_row, Lk - key, N, K, KP, DESCRIBED, MASKED)
+        v_block = load_rows(v, row + key, column_v, v_row, Lk - key, N, K, KP, DESCRIBED, MASKED)
+        s = tl.dot(q_block, tl.trans(k_block), input_precision=PRECISION)
+        if SOFTCAP:
+            curve = bent(s, squeeze, FAST)
+            s = bend * curve
+        if MASKED:
+            s = hidden(s, position[:, None], (key + tl.arange(0, N))[None, :], window, WINDOW)
+        p = power(s * unit - lse_row[:, None], PRECISION == "ieee")
+        dp = tl.dot(d_block, tl.trans(v_block), input_precision=PRECISION)
+        if SUMMING:
+            acc += tl.sum(p * dp, 1)
+        else:
+            ds = p * (dp - delta_row[:, None])
+            if SOFTCAP:
+                ds = ds * (1.0 - curve * curve)
+            acc = tl.dot(ds.to(k_block.dtype), k_block, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def queries_kernel(
+    q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
+    q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    FAST: tl.constexpr, SUMMING: tl.constexpr,
+):  # fmt: skip
+    """dq [positions, H, K]; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. k and v are as in forward_kernel.
+
+    fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
+    other products in another order, does not. dlse may be None.
+    """
+    tile, head = tl.program_id(0) // H, tl.program_id(0) % H
+    document = tl.load(tiles + 2 * tile)
+    if document >= 0:
+        block = tl.load(tiles + 2 * tile + 1)
+        start_q, Lq = span(edges_q, document)
+        start_k, Lk = span(edges_k, document)
+        low, left, row, wide = block * M + Lk - Lq, Lq - block * M, start_q + block * M, head.to(tl.int64)
+        rows = tl.arange(0, M)
+        at, inside, high = wide * positions + row + rows, rows < left, low + tl.minimum(left, M)
+        q_block = load_rows(q, row, wide * q_head, q_row, left, M, K, KP, False, True)
+        d_block = load_rows(dout, row, wide * dout_head, dout_row, left, M, K, KP, False, True)
+        if SUMMING:
+            lse_row = tl.load(lse + at, mask=inside, other=float("inf"))
+            delta_row = tl.zeros([M], tl.float32)
+            acc = delta_row
+        else:
+            lse_row, delta_row = load_pairs(pairs, wide * positions + row, left, M)
+            acc = tl.zeros([M, KP], tl.float32)
+        column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
+        first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)
+        if WINDOW:
+            acc = gather_queries(
+                acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, first, begin, start_k, Lk,
+                column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+                N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
+            )  # fmt: skip
+        acc = gather_queries(
+            acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, begin, full, start_k, Lk,
+            column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+            N, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST, SUMMING,
+        )  # fmt: skip
+        acc = gather_queries(
+            acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, full, last, start_k, Lk,
+            column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+            N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
+        )  # fmt: skip
+        if SUMMING:
+            if dlse is not None:
+                acc -= tl.load(dlse + at, mask=inside, other=0.0)
+            tl.store(pairs + 2 * at, lse_row, mask=inside)
+            tl.store(pairs + 2 * at + 1, acc, mask=inside)
+        else:
+            store_rows(dq, acc * scale, row, head * K, H * K, left, M, K, KP)

@@ -1,0 +1,233 @@
+"""Launches of the Triton kernels: block sizes from configurations.json, tensor descriptors where they serve.
+
+Letters: P positions of queries (B T) or keys (B S), H query heads, Hkv key heads, K head width. Needs Triton.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from hotplate.kernels.attention import tiles as lists
+from hotplate.kernels.attention.kernel_backward import delta_kernel, keys_kernel, queries_kernel
+from hotplate.kernels.attention.kernel_forward import forward_kernel
+from hotplate.kernels.launch import interpreting, launch, power_of_2
+
+LEAST_WIDTH = 16  # the narrowest product of the matrix units
+DELTA_ROWS, DELTA_WARPS = 32, 4
+DESCRIPTOR_ALIGNMENT = 16  # bytes, of a descriptor's base and strides
+LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How one pass is cut. own: positions of a program; step: positions that it takes at a time."""
+
+    own: int
+    step: int
+    warps: int
+    stages: int
+
+
+@cache
+def shipped() -> dict[tuple[int, str, str, int], Configuration]:
+    """(arch, pass, kind of dtype, head width) -> configuration, as configurations.json lists them."""
+    body = json.loads(Path(__file__).with_name("configurations.json").read_text(encoding="utf-8"))
+    cuts = ("own", "step", "warps", "stages")
+    return {
+        (row["arch"], row["pass"], row["dtype"], row["head_width"]): Configuration(**{name: row[name] for name in cuts})
+        for row in body["configurations"]
+    }
+
+
+def kind(dtype: torch.dtype) -> str:
+    return "float32" if dtype == torch.float32 else "16 bit"
+
+
+@cache
+def architecture(device: torch.device) -> int:
+    """The architecture whose descriptors a device has: 90 or 100; 80, for all others, has none."""
+    if device.type != "cuda":
+        return 90 if interpreting() else 80
+    return {9: 90, 10: 100}.get(torch.cuda.get_device_capability(device)[0], 80)
+
+
+def configuration(name: str, like: Tensor, described: bool) -> Configuration:
+    """Of the pass `name` (forward, keys, queries) for inputs like [P, H, K], with or without descriptors."""
+    width = max(32, power_of_2(like.shape[2]))
+    return shipped()[architecture(like.device) if described else 80, name, kind(like.dtype), width]
+
+
+def describable(*tensors: Tensor) -> bool:
+    """Whether loads may go through tensor descriptors: copies by a unit of its own, from compute capability 9 on.
+
+    For 16 bits alone: fp32 products do not read shared memory. Heads must lie side by side, K be a power of two, bases
+    and strides be multiples of 16 bytes.
+    """
+    K = tensors[0].shape[2]
+    return (
+        architecture(tensors[0].device) > 80
+        and tensors[0].itemsize == 2
+        and max(LEAST_WIDTH, power_of_2(K)) == K
+        and all(
+            x.stride(1) == K
+            and x.data_ptr() % DESCRIPTOR_ALIGNMENT == 0
+            and x.stride(0) * x.itemsize % DESCRIPTOR_ALIGNMENT == 0
+            for x in tensors
+        )
+    )
+
+
+def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Blocks of `rows` positions and one head of x [P, H, K]."""
+    P, H, K = x.shape
+    return TensorDescriptor(x, [P, H * K], [x.stride(0), 1], [rows, K])
+
+
+def _scores(dtype: torch.dtype, scale: float, softcap: float | None) -> tuple[float, float, float]:
+    """unit, bend and squeeze: the weight of a product s is exp(unit s), or of bend tanh(squeeze s); a power of two in
+    16 bits."""
+    base = 1.0 if dtype == torch.float32 else LOG2_E
+    return (scale * base, 0.0, 0.0) if softcap is None else (1.0, softcap * base, scale / softcap)
+
+
+def _constants(q: Tensor, k: Tensor, window: int | None, softcap: float | None, described: bool) -> dict[str, object]:
+    K = q.shape[2]
+    return {
+        "GROUP": q.shape[1] // k.shape[1],
+        "K": K,
+        "KP": max(LEAST_WIDTH, power_of_2(K)),
+        "DESCRIBED": described,
+        "WINDOW": window is not None,
+        "SOFTCAP": softcap is not None,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "FAST": not interpreting(),
+    }
+
+
+def _tiles(tiles: Sequence[Tensor], own: int) -> Tensor:
+    return tiles[lists.BLOCKS.index(own)]
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """out [P, H, K] and lse [H, P] of q [P, H, K], k and v [., Hkv, K]; their features adjoin."""
+    P, H, K = q.shape
+    described = describable(k, v)
+    cut = configuration("forward", q, described)
+    tiles = _tiles(tiles_q, cut.own)
+    out, lse = q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
+    strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
+    launch(
+        forward_kernel,
+        q,
+        tiles.shape[0] * H,
+        q,
+        *(_descriptor(x, cut.step) if described else x for x in (k, v)),
+        *(out, lse, edges_q, edges_k, tiles, P, H),
+        *strides,
+        *_scores(q.dtype, scale, softcap),
+        window or 0,
+        M=cut.own,
+        N=cut.step,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+        **_constants(q, k, window, softcap, described),
+    )
+    return out, lse
+
+
+def backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    tiles_k: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv, contiguous, in the dtype of q."""
+    P, H, K = q.shape
+    pairs = lse.new_empty(H, P, 2)  # lse in the unit of scores, and delta
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    strides = [stride for x in (q, k, v, dout) for stride in x.stride()[:2]]
+    shared = (*strides, scale, *_scores(q.dtype, scale, softcap), window or 0)
+
+    def queries(summing: bool) -> None:
+        described = describable(k, v)
+        cut = configuration("queries", q, described)
+        tiles = _tiles(tiles_q, cut.own)
+        walked = [_descriptor(x, cut.step) if described else x for x in (k, v)]
+        launch(
+            queries_kernel,
+            q,
+            tiles.shape[0] * H,
+            *(q, *walked, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, P, H),
+            *shared,
+            M=cut.own,
+            N=cut.step,
+            SUMMING=summing,
+            num_warps=cut.warps,
+            num_stages=cut.stages,
+            **_constants(q, k, window, softcap, described),
+        )
+
+    if q.dtype == torch.float32:
+        queries(summing=True)
+    else:
+        _delta(out, dout, lse, dlse, pairs)
+    queries(summing=False)
+    described = describable(q, dout)
+    cut = configuration("keys", q, described)
+    tiles = _tiles(tiles_k, cut.own)
+    walked = [_descriptor(x, cut.step) if described else x for x in (q, dout)]
+    launch(
+        keys_kernel,
+        q,
+        tiles.shape[0] * k.shape[1],
+        *(walked[0], k, v, walked[1], dk, dv, pairs, edges_q, edges_k, tiles, P, k.shape[1]),
+        *shared,
+        M=cut.step,
+        N=cut.own,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+        **_constants(q, k, window, softcap, described),
+    )
+    return dq, dk, dv
+
+
+def _delta(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None, pairs: Tensor) -> None:
+    P, H, K = out.shape
+    launch(
+        delta_kernel,
+        out,
+        triton.cdiv(P, DELTA_ROWS) * H,
+        *(out, dout, lse, dlse, pairs, P, H, dout.stride(0), dout.stride(1)),
+        R=DELTA_ROWS,
+        K=K,
+        KP=max(LEAST_WIDTH, power_of_2(K)),
+        num_warps=DELTA_WARPS,
+    )

@@ -1,0 +1,120 @@
+"""Attention in Triton as operators of torch: opaque to torch.compile, differentiable, lse included.
+
+Letters: P positions of all rows, H query heads, K head width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotplate.kernels.attention.adapters import placed
+from hotplate.kernels.attention.problem import Call, Result
+
+
+@torch.library.custom_op("hotplate::attention", mutates_args=())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    tiles_k: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """out [P, H, K] and lse [H, P]; see launches.forward."""
+    from hotplate.kernels.attention import launches
+
+    return launches.forward(q, k, v, edges_q, edges_k, tiles_q, scale, window, softcap)
+
+
+@forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    tiles_k: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    P, H, K = q.shape
+    return q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
+
+
+@torch.library.custom_op("hotplate::attention_backward", mutates_args=())
+def backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    tiles_k: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv, contiguous; see launches.backward."""
+    from hotplate.kernels.attention import launches
+
+    return launches.backward(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, scale, window, softcap)
+
+
+@backward.register_fake
+def _(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, edges_q, edges_k, tiles_q, tiles_k, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.lists = len(tiles_q)
+    ctx.save_for_backward(q, k, v, *output, edges_q, edges_k, *tiles_q, *tiles_k)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
+    dout = torch.zeros_like(out) if dout is None else dout
+    dout = dout if dout.stride(2) == 1 else dout.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
+    tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
+    found = backward(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
+    lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
+    return *found, None, None, *lists, None, None, None
+
+
+torch.library.register_autograd("hotplate::attention", _differentiate, setup_context=_setup_context)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[P, H, K] whose features adjoin; a view wherever the strides allow one."""
+    flat = x.flatten(0, 1)
+    return flat if flat.stride(2) == 1 else flat.contiguous()
+
+
+def attention(call: Call) -> Result:
+    """See op.py."""
+    q, k, v = _rows(call.q), _rows(call.k), _rows(call.v)
+    at = placed(call)
+    tiles = list(at.tiles_q), list(at.tiles_k)
+    out, lse = forward(q, k, v, at.edges_q, at.edges_k, *tiles, call.scale, call.window, call.softcap)
+    return out.view(call.q.shape), lse.view(-1, *call.q.shape[:2]).transpose(0, 1) if call.lse else None

@@ -1,0 +1,174 @@
+"""Attention's Triton kernels in the interpreter; test_interpreted.py runs this file with TRITON_INTERPRET=1."""
+
+import math
+
+import pytest
+import torch
+from numerics import assert_bitwise, check, run
+
+from hotplate.kernels.attention import attention, launches, layout, registered, tiles
+
+QUERIES, KEYS, STEP = 32, 16, 16  # what a program owns and walks by, small enough for many tiles in few positions
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch, poisoned_memory):
+    monkeypatch.setattr(tiles, "BLOCKS", (KEYS, QUERIES))
+    monkeypatch.setattr(launches, "configuration", small_configuration)
+
+
+def small_configuration(name, like, described):
+    own = KEYS if name == "keys" else QUERIES
+    return launches.Configuration(own=own, step=STEP, warps=4, stages=1)
+
+
+def inputs(B, T, S, H, Hkv, K, dtype=torch.float32):
+    return [torch.randn(B, T if n == 0 else S, H if n == 0 else Hkv, K).to(dtype) for n in range(3)]
+
+
+def form(impl, *places, **options):
+    return lambda *leaves: attention(*leaves, *places, impl=impl, **options)
+
+
+def packing(*edges):
+    return torch.tensor(edges, dtype=torch.int32)
+
+
+CASES = {  # B, T, S, H, Hkv, K, edges, options
+    "one row": (1, 40, 40, 2, 2, 16, None, {}),
+    "one past a tile": (1, 33, 33, 1, 1, 16, None, {}),
+    "one position": (1, 1, 1, 2, 1, 16, None, {}),
+    "grouped heads, empty documents, rows": (2, 33, 33, 4, 1, 16, (0, 1, 1, 18, 33, 40, 66, 66), {}),
+    "one document for all rows": (2, 9, 9, 2, 2, 16, (0, 18), {}),
+    "tiny documents": (1, 37, 37, 2, 1, 16, (0, 1, 3, 6, 10, 15, 21, 28, 36, 37), {}),
+    "one long among short": (1, 70, 70, 1, 1, 16, (0, 3, 68, 69, 70), {}),
+    "window within a tile": (1, 40, 40, 4, 2, 16, (0, 37, 40), {"window": 5}),
+    "window of one": (1, 20, 20, 1, 1, 16, None, {"window": 1}),
+    "window past tiles": (1, 70, 70, 1, 1, 16, None, {"window": 40}),
+    "soft cap": (1, 40, 40, 4, 1, 16, (0, 37, 40), {"softcap": 2.0}),
+    "window and soft cap": (1, 40, 40, 1, 1, 16, (0, 37, 40), {"softcap": 3.0, "window": 9}),
+    "width that is no power of two": (1, 20, 20, 2, 1, 24, (0, 7, 20), {}),
+    "narrow width": (1, 20, 20, 2, 2, 3, (0, 7, 20), {}),
+    "cache": (2, 7, 50, 4, 2, 16, None, {}),
+    "cache, one query": (1, 1, 40, 4, 2, 16, None, {}),
+    "cache, window": (1, 20, 50, 2, 1, 16, None, {"window": 9}),
+    "scores of 150": (1, 33, 33, 1, 1, 16, None, {"scale": 4.0}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error_is_within_budget(name):
+    *shape, edges, options = CASES[name]
+    leaves = inputs(*shape)
+    if options.get("scale"):  # all scores near 150: exp overflows, and yet no weight is 0 or 1
+        leaves[0][..., 0], leaves[1][..., 0] = 6.0, 6.0
+        leaves[0][..., 1:] *= 0.05
+    places = None if edges is None else packing(*edges)
+    both = {"return_lse": True, **options}
+    check(form("triton", places, **both), form("reference", places, **both), leaves)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 40, 4, 2, 16), (2, 7, 20, 2, 2, 24)], ids=str)
+def test_error_is_within_budget_in_fp16(shape):
+    """Width 16 goes through tensor descriptors, 24 through pointers."""
+    leaves = inputs(*shape, torch.float16)
+    assert launches.describable(leaves[1].flatten(0, 1)) == (shape[-1] == 16)
+    check(form("triton", return_lse=True), form("reference", return_lse=True), leaves)
+
+
+def test_packed_documents_are_each_document_alone_and_runs_repeat():
+    edges = [0, 1, 9, 9, 42, 43]
+    leaves = inputs(1, 43, 43, 2, 1, 16)
+    upstream = [torch.randn(1, 43, 2, 16)]
+    packed = run(form("triton", packing(*edges)), leaves, upstream)
+    for mine, other in zip(run(form("triton", packing(*edges)), leaves, upstream), packed, strict=True):
+        assert_bitwise("again", mine, other)
+    for start, stop in zip(edges, edges[1:], strict=False):
+        if stop > start:
+            span = slice(start, stop)
+            alone = run(form("triton"), [x[:, span] for x in leaves], [upstream[0][:, span]])
+            for mine, other in zip(packed, alone, strict=True):
+                assert_bitwise(f"document {start}", mine[:, span], other)
+
+
+def test_other_documents_may_hold_anything():
+    """A document after a NaN, and one before it."""
+    leaves = inputs(1, 40, 40, 1, 1, 16)
+    for x in leaves:
+        x[:, 20] = torch.nan
+    out = attention(*leaves, packing(0, 20, 21, 40), impl="triton")
+    assert out[:, 20].isnan().all() and out[:, :20].isfinite().all() and out[:, 21:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_strides_do_not_matter(dtype):
+    """Heads of one projection, heads before positions, and features that do not adjoin."""
+    q, k, v = torch.randn(2, 20, 8, 16).to(dtype).split([4, 2, 2], dim=2)
+    others = [
+        (q, k, v),
+        [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)],
+        [x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v)],
+    ]
+    upstream = torch.randn(2, 4, 20, 16).to(dtype).transpose(1, 2)
+    dense = run(form("triton"), [x.contiguous() for x in (q, k, v)], [upstream.contiguous()])
+    for leaves in others:
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        out = attention(*leaves, impl="triton")
+        for mine, other in zip([out, *torch.autograd.grad(out, leaves, upstream)], dense, strict=True):
+            assert_bitwise("strided", mine, other)
+
+
+def test_addresses_pass_31_bits():
+    """Positions 2^26 elements apart: the last document lies beyond element 2^31. Untouched pages cost no memory."""
+    T, stride = 34, 1 << 26
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    far = torch.empty(stride * (T - 1) + 16, dtype=torch.float16).as_strided((1, T, 1, 16), (0, stride, 16, 1))
+    near = torch.randn(1, T, 1, 16).half()
+    far.copy_(near)
+    edges = packing(0, 31, T)
+    leaves = [far.detach().requires_grad_(), near.detach().requires_grad_()]
+    found, want = ([x, *torch.autograd.grad(x.sum(), y)] for y in leaves for x in [_self_attention(y, edges)])
+    for mine, other in zip(found, want, strict=True):
+        assert_bitwise("far", mine, other)
+
+
+def _self_attention(x, edges):
+    return attention(x, x, x, edges, impl="triton")
+
+
+def test_a_gradient_may_come_through_lse_alone():
+    leaves = [x.requires_grad_() for x in inputs(1, 20, 20, 2, 1, 16)]
+    found, want = (
+        torch.autograd.grad(attention(*leaves, return_lse=True, impl=impl)[1].square().sum(), leaves[:2])
+        for impl in ("triton", "reference")
+    )
+    for mine, other in zip(found, want, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_operator_keeps_its_promises_to_torch():
+    q, k, v = (x.flatten(0, 1).requires_grad_() for x in inputs(1, 6, 6, 2, 1, 16))
+    at = layout(packing(0, 2, 6), 1, 6)
+    arguments = (q, k, v, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None)
+    torch.library.opcheck(registered.forward, arguments)
+
+
+def test_a_compiled_function_holds_it_whole():
+    """One graph, no break, with a layout that is made outside: as a model's layers use it."""
+    at = layout(packing(0, 2, 6), 1, 6)
+    leaves = [x.requires_grad_() for x in inputs(1, 6, 6, 2, 1, 16)]
+
+    def function(q, k, v):
+        out, lse = attention(2 * q, k, v, at, return_lse=True, impl="triton")
+        return out.sum() + lse.sum()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found, want = (torch.autograd.grad(form_(*leaves), leaves) for form_ in (compiled, function))
+    for mine, other in zip(found, want, strict=True):
+        assert_bitwise("compiled", mine, other)
+
+
+def test_logsumexp_is_natural():
+    q = torch.zeros(1, 5, 1, 16)
+    _, lse = attention(q, q, q, return_lse=True, impl="triton")
+    torch.testing.assert_close(lse[0, 0], torch.tensor([math.log(n) for n in range(1, 6)]))

@@ -1,0 +1,206 @@
+"""Machine code of attention's Triton kernels, as configurations.json cuts them, without a GPU.
+
+budgets/attention.json holds what each shipped configuration compiled to, by version of Triton: the rules below hold for
+every record, and a quick sample is compiled again and compared. To compile and record all with the installed Triton:
+
+    python tests/kernels/test_attention_compiled.py
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import triton
+
+from hotplate.kernels.attention import kernel_backward, kernel_forward, launches
+from hotplate.kernels.compiled import Compiled, compile_kernel
+from hotplate.kernels.launch import power_of_2
+
+BUDGETS = Path(__file__).resolve().parent / "budgets" / "attention.json"
+KERNELS = {
+    "forward": kernel_forward.forward_kernel,
+    "keys": kernel_backward.keys_kernel,
+    "queries": kernel_backward.queries_kernel,
+}
+WALKED = {"forward": ("k", "v"), "keys": ("q", "dout"), "queries": ("k", "v")}
+SCALARS = {"scale": "fp32", "unit": "fp32", "bend": "fp32", "squeeze": "fp32", "lse": "*fp32", "pairs": "*fp32"}
+IN_DTYPE = ("q", "k", "v", "out", "dout", "dq", "dk", "dv")
+KIND = {"bf16": "16 bit", "fp32": "float32"}
+SHARED_BYTES = {80: 101376, 90: 232448, 100: 232448}  # a program's most; 80 stands also for 8.6, 8.9 and 12.0
+REGISTERS_OF_SM = 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """One pass as launches.py launches it."""
+
+    name: str
+    arch: int
+    K: int
+    dtype: str = "bf16"
+    described: bool = True
+    window: bool = False
+    softcap: bool = False
+    summing: bool = False  # the pass `queries` in fp32, for delta
+    group: int = 1
+
+    def __str__(self) -> str:
+        features = [name for name in ("window", "softcap", "summing") if getattr(self, name)]
+        features += [] if self.described else ["pointers"]
+        return "-".join([self.name, f"K{self.K}", self.dtype, f"sm{self.arch}", f"group{self.group}", *features])
+
+    @property
+    def cut(self) -> launches.Configuration:
+        width = max(32, power_of_2(self.K))
+        return launches.shipped()[self.arch if self.described else 80, self.name, KIND[self.dtype], width]
+
+
+def shipped() -> list[Shipped]:
+    widths, made = (32, 64, 128, 256), []
+    for name in KERNELS:
+        made += [Shipped(name=name, arch=arch, K=K) for arch in (90, 100) for K in widths]
+        made += [Shipped(name=name, arch=80, K=K, described=False) for K in widths]
+        made += [Shipped(name=name, arch=80, K=K, dtype="fp32", described=False) for K in widths[:3]]
+        made += [Shipped(name=name, arch=90, K=K, described=False) for K in (64, 96)]
+        made += [Shipped(name=name, arch=90, K=K, dtype="fp32", described=False) for K in (64, 128)]
+        made += [
+            Shipped(name=name, arch=90, K=64, window=window, softcap=not window, group=4) for window in (True, False)
+        ]
+    made += [
+        Shipped(name="queries", arch=arch, K=128, dtype="fp32", described=False, summing=True) for arch in (80, 90)
+    ]
+    return made
+
+
+# Bytes per lane that registers overflow into: outside the loops dk and dv of 256 features and the window's third loop;
+# in fp32 inside them too, as operands of fp32 products live in registers.
+SPILLING = {
+    "keys-K256-bf16-sm90-group1": 64,
+    "keys-K64-bf16-sm90-group4-window": 64,
+    "keys-K128-fp32-sm90-group1-pointers": 128,
+}
+SAMPLE = [
+    Shipped(name="forward", arch=90, K=64),
+    Shipped(name="keys", arch=90, K=64),
+    Shipped(name="queries", arch=90, K=64),
+    Shipped(name="forward", arch=90, K=128),
+    Shipped(name="forward", arch=100, K=64),
+    Shipped(name="keys", arch=80, K=64, described=False),
+]
+
+
+@functools.cache
+def compiled(this: Shipped) -> Compiled:
+    kernel, cut = KERNELS[this.name], this.cut
+    own, step = ("N", "M") if this.name == "keys" else ("M", "N")
+    constants = {
+        own: cut.own,
+        step: cut.step,
+        "GROUP": this.group,
+        "K": this.K,
+        "KP": power_of_2(this.K),
+        "DESCRIBED": this.described,
+        "WINDOW": this.window,
+        "SOFTCAP": this.softcap,
+        "PRECISION": "ieee" if this.dtype == "fp32" else "tf32",
+        "FAST": True,
+        "dlse": None,
+        "SUMMING": this.summing,
+    }
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+
+    def type_of(name: str) -> str:
+        if this.described and name in WALKED[this.name]:
+            return f"tensordesc<{this.dtype}[{cut.step},{this.K}]>"
+        if name in ("edges_q", "edges_k", "tiles"):
+            return "*i32"
+        return SCALARS.get(name, f"*{this.dtype}" if name in IN_DTYPE else "i32")
+
+    signature = {name: type_of(name) for name in kernel.arg_names if name not in constants}
+    aligned = [n for n, kind in signature.items() if kind[0] == "*" or n.endswith(("_row", "_head"))]
+    return compile_kernel(
+        kernel,
+        signature,
+        constants,
+        this.arch,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+        divisible_by_16=[*aligned, "positions"],
+    )
+
+
+def record(this: Shipped) -> dict[str, int]:
+    code = compiled(this)
+    loads = {op: n for op, n in code.opcodes.items() if op.split(".")[0] in ("LDG", "LDGSTS")}
+    wide = {op: n for op, n in loads.items() if "128" in op.split(".")}
+    copies = sum(n for op, n in loads.items() if op.startswith("LDGSTS"))
+    return {
+        "registers": code.registers,
+        "stack_bytes": code.stack_bytes,
+        "loop_spills": code.count("LDL", "STL", innermost=True),
+        "shared_bytes": code.shared_bytes,
+        "warps": this.cut.warps,
+        "wgmma": code.count("HGMMA"),
+        "tcgen05": code.count("UTCHMMA"),
+        "mma": code.count("HMMA"),
+        "descriptor_loads": code.count("UTMALDG"),
+        "wide_loads": sum(wide.values()),
+        "narrow_copies": copies - sum(n for op, n in wide.items() if op.startswith("LDGSTS")),
+        "loop_mufu": code.count("MUFU", innermost=True),
+        "instructions": code.instructions,
+    }
+
+
+def rebaseline() -> None:
+    """Writes what the installed Triton makes of every shipped configuration next to what other versions made."""
+    body = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    known = {str(this) for this in shipped()}
+    body = {name: records for name, records in body.items() if name in known}
+    for this in shipped():
+        body.setdefault(str(this), {})[triton.__version__] = record(this)
+        BUDGETS.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+        print(this, body[str(this)][triton.__version__], flush=True)
+
+
+@pytest.mark.parametrize("this", SAMPLE, ids=str)
+def test_machine_code_is_what_the_budget_says(this):
+    records = json.loads(BUDGETS.read_text())[str(this)]
+    assert triton.__version__ in records, (
+        f"no budget for Triton {triton.__version__}, only for {sorted(records)}; "
+        "read the new counts and record them: python tests/kernels/test_attention_compiled.py"
+    )
+    assert record(this) == records[triton.__version__]
+
+
+@pytest.mark.parametrize("this", shipped(), ids=str)
+def test_recorded_machine_code_is_fast_in_kind(this):
+    """For every version: no spill, memory that fits, the matrix unit of the architecture, whole loads, and in 64
+    features two programs to a multiprocessor."""
+    for found in json.loads(BUDGETS.read_text())[str(this)].values():
+        assert found["stack_bytes"] <= SPILLING.get(str(this), 0)
+        assert found["loop_spills"] == 0 or this.dtype == "fp32"
+        assert found["shared_bytes"] <= SHARED_BYTES[this.arch] and found["registers"] <= 255
+        assert (found["wgmma"] > 0) == (this.arch == 90 and this.dtype == "bf16")
+        assert (found["tcgen05"] > 0) == (this.arch == 100)
+        assert (found["mma"] > 0) == (this.arch == 80 and this.dtype == "bf16")
+        assert (found["descriptor_loads"] > 0) == this.described
+        assert found["wide_loads"] > 0
+        assert found["narrow_copies"] == 0 or this.name == "keys"  # of lse and delta
+        if this.K == 64 and this.described and this.group == 1:
+            threads = 32 * found["warps"]
+            assert 2 * threads * found["registers"] <= REGISTERS_OF_SM
+            assert 2 * found["shared_bytes"] <= SHARED_BYTES[this.arch]
+
+
+def test_every_configuration_has_a_record():
+    bodies = json.loads(BUDGETS.read_text())
+    assert sorted(bodies) == sorted(map(str, shipped()))
+    assert all(sorted(records) == ["3.6.0", "3.9.0"] for records in bodies.values())
+    cuts = {(this.arch if this.described else 80, this.name, KIND[this.dtype]) for this in shipped()}
+    assert cuts == {key[:3] for key in launches.shipped()}
+
+
+if __name__ == "__main__":
+    rebaseline()
