@@ -75,6 +75,8 @@ class ModelConfig:
     """head shares the embedding's matrix"""
     embedding_scale: bool = True
     """multiply the token embedding by sqrt(width)"""
+    impl: Literal["auto", "eager", "native", "triton", "reference"] = "auto"
+    """kernels of norms, MLP and rotary positions: auto = the fastest that this device and machine have"""
     init_std: float = 0.02
     """standard deviation of all matrices; the MLP's second one is divided by sqrt(2 * layers)"""
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
+from hotplate.kernels.rotary import rotation
 from hotplate.model.axes import Embedding, Linear
 from hotplate.model.batch import Batch
-from hotplate.model.block import Block, build_norm
+from hotplate.model.block import Block
 from hotplate.model.config import ModelConfig
 from hotplate.model.init import initialise
-from hotplate.model.rotary import rotation
+from hotplate.model.norm import Norm
 from hotplate.model.rows import Rows
 from hotplate.model.state import State
 
@@ -39,7 +40,7 @@ class LanguageModel(nn.Module):
         if config.positions == "learned":
             self.position = Embedding("position", config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = build_norm(config)
+        self.norm = Norm(config)
         if not config.tied:
             self.head = Linear("residual", config.width, "vocab", (config.vocab,), bias=False)
 
@@ -113,7 +114,7 @@ class LanguageModel(nn.Module):
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             x, layer = block(x, rows, layer)
             layers.append(layer)
-        return self.norm(x).to(x.dtype), State(tuple(layers))  # autocast norms widen; the head GEMM must not
+        return self.norm(x), State(tuple(layers))
 
     def logits(self, x: Tensor) -> Tensor:
         """Features [..., D] -> logits [..., V]."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hotplate.model.rotary import Rotation
+from hotplate.kernels.rotary import Rotation
 
 
 @dataclass(frozen=True)
