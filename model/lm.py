@@ -65,8 +65,8 @@ class LanguageModel(nn.Module):
         x, state = self.hidden(batch, state)
         weights = batch.weights
         with self._own_precision(x):
-            loss = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
-        return Output(loss, weights.sum(), state)
+            sums = linear_cross_entropy(x.flatten(0, 1), self._head_for(x), batch.targets.flatten(), weights.flatten())
+        return Output(sums.loss, sums.weight, state)
 
     @torch.no_grad()
     def scores(self, batch: Batch, state: State | None = None) -> tuple[Tensor, Tensor, State]:
