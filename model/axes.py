@@ -73,8 +73,6 @@ def parameter_axes(model: nn.Module) -> dict[str, tuple[Tensor, Axes]]:
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
             declared = getattr(module, "axes", {}).get(name)
-            if declared is None and isinstance(module, nn.LayerNorm | nn.RMSNorm):
-                declared = Axes(("residual",))
             if declared is None:
                 raise ValueError(f"parameter_axes: {full} of {type(module).__name__} declares no axes")
             if not any(parameter is known for known, _ in found.values()):

@@ -30,7 +30,7 @@ class MixerConfig:
     rope_theta: float = 10_000.0
     """attention: base wavelength of rotary positions"""
     rotary_fraction: float = 1.0
-    """attention: share of each head's features, from the first, that rotate"""
+    """attention: share of each head's features that rotate: the first ones of both halves"""
     coupled: bool = False
     """qlstm: input gate = 1 - forget gate, one projection fewer"""
     shared_recurrent: bool = False
@@ -119,6 +119,8 @@ class ModelConfig:
     """multiplier of the token embedding; none = sqrt(width)"""
     logit_scale: float = 1.0
     """multiplier of the logits"""
+    impl: Literal["auto", "eager", "native", "triton", "reference"] = "auto"
+    """kernels of norms, MLP and rotary positions: auto = the fastest that this device and machine have"""
     init_std: float = 0.02
     """standard deviation of all matrices; the MLP's second one is divided by sqrt(2 * layers)"""
     mup_base: int | None = None

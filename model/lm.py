@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from hotplate.kernels.attention import Layout, layout
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
+from hotplate.kernels.rotary import rotation
 from hotplate.model.axes import Embedding, Linear
 from hotplate.model.batch import Batch
-from hotplate.model.block import Block, build_norm
+from hotplate.model.block import Block
 from hotplate.model.config import ModelConfig
 from hotplate.model.init import initialise
-from hotplate.model.rotary import rotation
+from hotplate.model.norm import Norm
 from hotplate.model.rows import Rows
 from hotplate.model.state import State
 
@@ -39,7 +40,7 @@ class LanguageModel(nn.Module):
         if config.positions == "learned":
             self.position = Embedding("position", config.context, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = build_norm(config)
+        self.norm = Norm(config)
         if not config.tied:
             self.head = Linear("residual", config.width, "vocab", (config.vocab,), bias=False)
 
@@ -64,14 +65,14 @@ class LanguageModel(nn.Module):
         x, state = self.hidden(batch, state)
         weights = batch.weights
         with self._own_precision(x):
-            loss = linear_cross_entropy(
+            sums = linear_cross_entropy(
                 x.flatten(0, 1),
                 self._head_for(x),
                 batch.targets.flatten(),
                 weights.flatten(),
                 logit_scale=self.config.logit_multiplier,
             )
-        return Output(loss, weights.sum(), state)
+        return Output(sums.loss, sums.weight, state)
 
     @torch.no_grad()
     def scores(self, batch: Batch, state: State | None = None) -> tuple[Tensor, Tensor, State]:
@@ -116,7 +117,8 @@ class LanguageModel(nn.Module):
         if torch.is_autocast_enabled(x.device.type):  # residual stream in the compute dtype
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if config.positions == "rotary":
-            turned = rotation(positions, config.mixer.rotary_width, config.mixer.rope_theta)
+            mixer = config.mixer
+            turned = rotation(positions, mixer.head_width, mixer.rope_theta, mixer.rotary_width)
             rows = Rows(rows.resets, rows.documents, turned)
         if state is None:
             state = self.initial_state(tokens.shape[0])
@@ -124,7 +126,7 @@ class LanguageModel(nn.Module):
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             x, layer = block(x, rows, layer)
             layers.append(layer)
-        return self.norm(x).to(x.dtype), State(tuple(layers))  # autocast norms widen; the head GEMM must not
+        return self.norm(x), State(tuple(layers))
 
     def logits(self, x: Tensor) -> Tensor:
         """Features [..., D] -> logits [..., V]."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hotplate.kernels.attention import Layout
-from hotplate.model.rotary import Rotation
+from hotplate.kernels.rotary import Rotation
 
 
 @dataclass(frozen=True)

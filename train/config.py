@@ -48,6 +48,8 @@ class OptimizerConfig:
     """largest gradient norm; 0 = no clipping"""
     max_skipped: int = 20
     """stop after this many non-finite updates in a row"""
+    impl: Literal["auto", "eager", "native", "triton", "reference"] = "auto"
+    """adamw's kernel: eager = torch's fused form; auto = the fastest that this device and machine have"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def load_start(path: Path, config: TrainConfig, dataset: Dataset) -> tuple[dict[
     """
     found = checkpoint.find(path)
     facts = found.trainer
-    if wrong := differences(facts["model"], to_table(config.model), ignore=("mixer.impl",)):
+    if wrong := differences(facts["model"], to_table(config.model), ignore=("mixer.impl", "impl")):
         raise InputError(f"--run.start {path}: holds another model:{wrong}\n  use the checkpoint's values")
     if facts["tokenizer"] and facts["tokenizer"] != dataset.tokenizer.fingerprint:
         raise InputError(

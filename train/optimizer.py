@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hotplate.kernels.adamw import adamw
 from hotplate.kernels.newton_schulz import newton_schulz
 from hotplate.model.axes import Axes, parameter_axes
 from hotplate.model.lm import LanguageModel
@@ -19,6 +20,7 @@ from hotplate.train.errors import InputError
 # An orthogonal M x N matrix times this has the root mean square of an AdamW update, so both share one learning rate
 # and weight decay (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
 MUON_RMS = 0.2
+KINDS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, by its names in a checkpoint
 
 
 class Optimizer:
@@ -38,25 +40,11 @@ class Optimizer:
             for name, (_, axes) in self._parameters.items()
         }
         self._muon = {name: torch.zeros_like(self._masters[name]) for name in muon}
-        self._adamw = self._build_adamw([name for name in self._parameters if name not in muon])
-
-    def _build_adamw(self, names: list[str]) -> torch.optim.AdamW:
-        """Groups with weight decay (matrices) and without (biases, norms), by factor of the learning rate. What decays
-        per update, rate times weight decay, has no factor."""
-        config = self.config
-        groups: dict[tuple[bool, float], list[Tensor]] = defaultdict(list)
-        for name in names:
-            groups[self._parameters[name][1].matrix, self._rates[name]].append(self._masters[name])
-        return torch.optim.AdamW(
-            [
-                {"params": group, "factor": factor, "weight_decay": config.weight_decay / factor if matrix else 0.0}
-                for (matrix, factor), group in groups.items()
-            ],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        self._moments = {
+            name: (torch.zeros_like(master), torch.zeros_like(master), torch.zeros((), device=master.device))
+            for name, master in self._masters.items()
+            if name not in muon
+        }
 
     @property
     def narrow(self) -> bool:
@@ -87,16 +75,41 @@ class Optimizer:
         if self.config.clip > 0:
             scale = scale * (self.config.clip / norm).clamp(max=1.0)
         skipped = (~norm.isfinite()).float()
-        for group in self._adamw.param_groups:
-            group["lr"] = lr * group["factor"]
-        self._adamw.grad_scale, self._adamw.found_inf = 1.0 / scale, skipped  # type: ignore[attr-defined]
-        self._adamw.step()
+        self._step_adamw(lr, scale, skipped)
         self._step_muon(lr, scale, skipped)
-        for name in self._narrow:
-            self._parameters[name][0].copy_(self._masters[name])
+        for name in self._muon:
+            if name in self._narrow:
+                self._parameters[name][0].copy_(self._masters[name])
         for master in self._masters.values():
             master.grad = None
         return norm, skipped
+
+    def _step_adamw(self, lr: float, scale: Tensor, skipped: Tensor) -> None:
+        """One call per kind of parameter: matrices, which weight decay acts on, and vectors, by factor of the learning
+        rate (what decays per update has no factor); narrow weights are written in the same pass as their masters."""
+        config = self.config
+        groups: dict[tuple[bool, bool, float], list[str]] = defaultdict(list)
+        for name in self._moments:
+            if self._masters[name].grad is not None:
+                groups[self._parameters[name][1].matrix, name in self._narrow, self._rates[name]].append(name)
+        for (matrices, narrow, rate), names in groups.items():
+            gradients = [g.contiguous() for name in names if (g := self._masters[name].grad) is not None]
+            first, second, steps = ([self._moments[name][n] for name in names] for n in range(3))
+            adamw(
+                [self._masters[name] for name in names],
+                gradients,
+                first,
+                second,
+                steps,
+                lr=lr * rate,
+                scale=scale,
+                skipped=skipped,
+                copies=[self._parameters[name][0] for name in names] if narrow else None,
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                weight_decay=config.weight_decay / rate if matrices else 0.0,
+                impl=config.impl,
+            )
 
     def _step_muon(self, lr: float, scale: Tensor, skipped: Tensor) -> None:
         """Nesterov momentum, orthogonalised per stacked matrix, equal shapes in one batch."""
@@ -121,9 +134,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors by `kind.parameter`, for a checkpoint."""
         state = {f"momentum.{name}": momentum for name, momentum in self._muon.items()}
-        for name, master in self._masters.items():
-            for kind, value in self._adamw.state.get(master, {}).items():
-                state[f"{kind}.{name}"] = value
+        for name, moments in self._moments.items():
+            state |= {f"{kind}.{name}": value for kind, value in zip(KINDS, moments, strict=True)}
         for name in self._narrow:
             state[f"master.{name}"] = self._masters[name].detach()
         return state
@@ -136,16 +148,11 @@ class Optimizer:
             momentum.copy_(_take(remaining, f"momentum.{name}", momentum))
         for name in self._narrow:
             self._masters[name].copy_(_take(remaining, f"master.{name}", self._masters[name]))
-        for group in self._adamw.param_groups:
-            for master in group["params"]:
-                name = next(n for n, m in self._masters.items() if m is master)
-                if f"step.{name}" not in remaining:
-                    continue  # saved before its first update
-                self._adamw.state[master] = {
-                    "step": _take(remaining, f"step.{name}", torch.zeros(())).to(master.device),
-                    "exp_avg": _take(remaining, f"exp_avg.{name}", master).to(master.device),
-                    "exp_avg_sq": _take(remaining, f"exp_avg_sq.{name}", master).to(master.device),
-                }
+        for name, moments in self._moments.items():
+            if f"step.{name}" not in remaining:
+                continue  # saved before its first update
+            for kind, value in zip(KINDS, moments, strict=True):
+                value.copy_(_take(remaining, f"{kind}.{name}", value))
         if remaining:
             raise InputError(
                 f"optimizer state: no parameter for {sorted(remaining)[:3]}; the checkpoint is of another model"

@@ -1,3 +1,3 @@
-from hotplate.kernels.cross_entropy.op import linear_cross_entropy, linear_scores
+from hotplate.kernels.cross_entropy.op import LossSum, linear_cross_entropy, linear_losses, linear_scores
 
-__all__ = ["linear_cross_entropy", "linear_scores"]
+__all__ = ["LossSum", "linear_cross_entropy", "linear_losses", "linear_scores"]

@@ -178,7 +178,7 @@ def to_hf(config: ModelConfig, family: Family, tied: bool) -> dict[str, Any]:
             "rope_parameters": rope,
         }
     _, understood = from_hf(values)
-    ignored = ("context", "tied", "embedding_scale", "logit_scale", "init_std", "mup_base", "mixer")
+    ignored = ("context", "tied", "embedding_scale", "logit_scale", "init_std", "mup_base", "impl", "mixer")
     wrong = [f for f in vars(config) if f not in ignored and getattr(config, f) != getattr(understood, f)]
     of_mixer = ["kind", "groups", "head_width", "qk_norm"]
     if config.positions == "rotary":

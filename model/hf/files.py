@@ -92,8 +92,18 @@ def _ours(
     if name == "position.weight":
         return x[OPT_OFFSET:]
     if NAMES[family].interleaved == _split(name)[1].rpartition(".")[0]:
-        return x.unflatten(0, (config.mixer.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+        q, k, v = x.unflatten(0, (config.mixer.heads, 3, -1)).unbind(1)
+        order = _pairs_apart(config)
+        return torch.stack([q[:, order], k[:, order], v]).flatten(0, 2)
     return x
+
+
+def _pairs_apart(config: ModelConfig) -> Tensor:
+    """Their feature of a head at each of our places. Their rotating features are the first R, paired across R / 2; ours
+    are the first of both halves, paired across K / 2. Queries and keys in one order have the same products."""
+    K, R = config.mixer.head_width, config.mixer.rotary_width
+    turning, still = torch.arange(R), torch.arange(R, K)
+    return torch.cat([turning[: R // 2], still[: (K - R) // 2], turning[R // 2 :], still[(K - R) // 2 :]])
 
 
 def _theirs(family: Family, name: str, config: ModelConfig, x: Tensor) -> dict[str, Tensor]:
@@ -101,7 +111,9 @@ def _theirs(family: Family, name: str, config: ModelConfig, x: Tensor) -> dict[s
     if name == "position.weight":
         return {foreign[0]: torch.cat([x.new_zeros(OPT_OFFSET, x.shape[1]), x])}
     if NAMES[family].interleaved == _split(name)[1].rpartition(".")[0]:
-        return {foreign[0]: x.unflatten(0, (3, config.mixer.heads, -1)).transpose(0, 1).flatten(0, 2)}
+        q, k, v = x.unflatten(0, (3, config.mixer.heads, -1))
+        order = _pairs_apart(config).argsort()
+        return {foreign[0]: torch.stack([q[:, order], k[:, order], v], dim=1).flatten(0, 2)}
     rows = declared_axes(config)[name].blocks if len(foreign) > 1 else (len(x),)
     return {key: part.clone() for key, part in zip(foreign, x.split(list(rows)), strict=True)}
 

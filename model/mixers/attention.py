@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hotplate.kernels.attention import attention
-from hotplate.model.axes import Axes, Linear
+from hotplate.kernels.rotary import cut_heads
+from hotplate.model.axes import Linear
 from hotplate.model.config import ModelConfig
-from hotplate.model.rotary import rotate
+from hotplate.model.norm import HeadNorm
 from hotplate.model.rows import Rows
 from hotplate.model.state import LayerState
 
@@ -34,18 +35,17 @@ class Attention(nn.Module):
         )
         self.out = Linear("heads", mixer.width, "residual", (width,), bias=config.bias == "all")
         if mixer.qk_norm:
-            self.q_norm = HeadNorm(mixer.head_width, config.norm_eps, powers=(SCALED_QUERY,))
-            self.k_norm = HeadNorm(mixer.head_width, config.norm_eps)
+            self.q_norm = HeadNorm(mixer.head_width, powers=(SCALED_QUERY,))
+            self.k_norm = HeadNorm(mixer.head_width)
+        self.eps, self.impl = config.norm_eps, config.impl
 
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
         """x [B, T, D] -> update [B, T, D]. A state with `k` and `v` [B, S, G, K] is a cache: it grows by T steps."""
         B, T, _ = x.shape
         heads, groups, K = self.mixer.heads, self.mixer.groups, self.mixer.head_width
-        q, k, v = self.qkv(x).view(B, T, heads + 2 * groups, K).split([heads, groups, groups], dim=2)
-        if self.mixer.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rows.rotation is not None:
-            q, k = rotate(q, rows.rotation), rotate(k, rows.rotation)
+        qkv = self.qkv(x).view(B, T, heads + 2 * groups, K)
+        norms = (self.q_norm.weight, self.k_norm.weight) if self.mixer.qk_norm else ()
+        q, k, v = cut_heads(qkv, heads, rows.rotation, *norms, eps=self.eps, impl=self.impl)
         if "k" in state:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
             state = {"k": k, "v": v}
@@ -58,11 +58,3 @@ class Attention(nn.Module):
             return {}
         empty = torch.zeros(rows, 0, self.mixer.groups, self.mixer.head_width, device=device, dtype=dtype)
         return {"k": empty, "v": empty}
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm over the features of each head, one weight for all heads."""
-
-    def __init__(self, head_width: int, eps: float, powers: tuple[tuple[str, float] | None, ...] = ()) -> None:
-        super().__init__(head_width, eps=eps)
-        self.axes = {"weight": Axes(("head_width",), powers=powers)}

@@ -1,0 +1,3 @@
+from hotplate.kernels.adamw.op import adamw
+
+__all__ = ["adamw"]

@@ -1,0 +1,100 @@
+"""AdamW as one Triton launch over all tensors: a table of addresses, and for each program its tensor and block.
+
+Letters: N tensors, P programs. Importing this needs Triton.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotplate.kernels.launch import launch
+
+BLOCK = 2048  # elements of a program: four loads of 16 bytes per lane and array of four warps
+NUM_WARPS = 4
+ALIGNMENT = 16  # bytes; what wide loads need
+
+
+@triton.jit
+def update_kernel(
+    table, factors, places, scale, skipped, rest1, beta2, rest2, eps,
+    BLOCK: tl.constexpr, COPY: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """table int64 [N, 6]: addresses of weight, gradient, m, v, copy, and the size; places int32 [P, 2].
+
+    COPY: the element type of the copies, or None.
+    """
+    if tl.load(skipped) == 0.0:
+        place = places + 2 * tl.program_id(0)
+        tensor = tl.load(place)
+        row = table + 6 * tensor
+        n = tl.load(place + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = n < tl.load(row + 5)
+        w = tl.load(row).to(tl.pointer_type(tl.float32))
+        g = tl.load(row + 1).to(tl.pointer_type(tl.float32))
+        m = tl.load(row + 2).to(tl.pointer_type(tl.float32))
+        v = tl.load(row + 3).to(tl.pointer_type(tl.float32))
+        if ALIGNED:
+            w = tl.multiple_of(w, 16)
+            g = tl.multiple_of(g, 16)
+            m = tl.multiple_of(m, 16)
+            v = tl.multiple_of(v, 16)
+        d = tl.load(g + n, mask=inside, other=0.0) * tl.load(scale)
+        first = tl.load(m + n, mask=inside, other=0.0)
+        second = tl.load(v + n, mask=inside, other=0.0)
+        weight = tl.load(w + n, mask=inside, other=0.0)
+        decay = tl.load(factors + 3 * tensor)
+        step_size = tl.load(factors + 3 * tensor + 1)
+        root = tl.load(factors + 3 * tensor + 2)
+        first = first + rest1 * (d - first)
+        second = beta2 * second + rest2 * d * d
+        weight = weight * decay - step_size * first / (tl.sqrt(second) * root + eps)
+        tl.store(m + n, first, mask=inside)
+        tl.store(v + n, second, mask=inside)
+        tl.store(w + n, weight, mask=inside)
+        if COPY is not None:
+            copy = tl.load(row + 4).to(tl.pointer_type(COPY))
+            if ALIGNED:
+                copy = tl.multiple_of(copy, 16)
+            tl.store(copy + n, weight.to(COPY), mask=inside)
+
+
+@lru_cache(maxsize=32)  # weights stay where they are and gradients mostly come back to where they were
+def _tables(rows: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The addresses [N, 6] and the places [P, 2], on the device: they hold numbers, not memory."""
+    places = [(index, block) for index, row in enumerate(rows) for block in range(triton.cdiv(row[-1], BLOCK))]
+    made = torch.tensor(rows, dtype=torch.int64), torch.tensor(places, dtype=torch.int32)
+    if device.type == "cuda":
+        made = made[0].pin_memory(), made[1].pin_memory()
+    return made[0].to(device, non_blocking=True), made[1].to(device, non_blocking=True)
+
+
+COPY_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def adamw(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    copies: Sequence[Tensor] | None,
+    factors: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    scale: Tensor,
+    skipped: Tensor,
+) -> None:
+    """See op.py; factors [N, 3] are what the step makes of lr, betas and weight decay."""
+    columns = [[x.data_ptr() for x in tensors] for tensors in (weights, gradients, first, second)]
+    columns.append([0] * len(weights) if copies is None else [x.data_ptr() for x in copies])
+    columns.append([x.numel() for x in weights])
+    table, places = _tables(tuple(zip(*columns, strict=True)), weights[0].device)
+    aligned = all(pointer % ALIGNMENT == 0 for column in columns[:-1] for pointer in column)
+    launch(
+        update_kernel, weights[0], len(places),
+        table, factors, places, scale, skipped, 1 - betas[0], betas[1], 1 - betas[1], eps,
+        num_warps=NUM_WARPS, BLOCK=BLOCK, COPY=None if copies is None else COPY_TYPES[copies[0].dtype], ALIGNED=aligned,
+    )  # fmt: skip

@@ -1,0 +1,3 @@
+from hotplate.kernels.layernorm.op import add_layernorm, layernorm
+
+__all__ = ["add_layernorm", "layernorm"]

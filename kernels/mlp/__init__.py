@@ -1,0 +1,3 @@
+from hotplate.kernels.mlp.op import activation
+
+__all__ = ["activation"]

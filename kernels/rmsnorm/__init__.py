@@ -1,0 +1,3 @@
+from hotplate.kernels.rmsnorm.op import add_rmsnorm, rmsnorm
+
+__all__ = ["add_rmsnorm", "rmsnorm"]
