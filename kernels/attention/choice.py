@@ -76,9 +76,14 @@ BACKENDS = {
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=256)
 def _decided(impl: str, *facts: object) -> str:
-    """The name that serves; a constant to torch.compile, which would otherwise trace the probing."""
+    """_probed, as a constant to torch.compile, which would otherwise trace the probing."""
+    return _probed(impl, *facts)
+
+
+@lru_cache(maxsize=256)
+def _probed(impl: str, *facts: object) -> str:
+    """The name that serves."""
     problem = Problem(**dict(zip(FACTS, facts, strict=True)))  # type: ignore[arg-type]
     if impl == "auto":
         named = "eager" if problem.T < problem.S else AUTO.get(problem.device.type, "eager")

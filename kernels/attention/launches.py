@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -91,29 +92,61 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, [P, H * K], [x.stride(0), 1], [rows, K])
 
 
-def _scores(dtype: torch.dtype, scale: float, softcap: float | None) -> tuple[float, float, float]:
-    """unit, bend and squeeze: the weight of a product s is exp(unit s), or of bend tanh(squeeze s); a power of two in
-    16 bits."""
+def _scores(dtype: torch.dtype, scale: float, softcap: float | None) -> dict[str, float]:
+    """The weight of a product s is exp(unit s), or of bend tanh(squeeze s); a power of two in 16 bits."""
     base = 1.0 if dtype == torch.float32 else LOG2_E
-    return (scale * base, 0.0, 0.0) if softcap is None else (1.0, softcap * base, scale / softcap)
+    if softcap is None:
+        return {"unit": scale * base, "bend": 0.0, "squeeze": 0.0}
+    return {"unit": 1.0, "bend": softcap * base, "squeeze": scale / softcap}
 
 
-def _constants(q: Tensor, k: Tensor, window: int | None, softcap: float | None, described: bool) -> dict[str, object]:
-    K = q.shape[2]
-    return {
-        "GROUP": q.shape[1] // k.shape[1],
-        "K": K,
-        "KP": max(LEAST_WIDTH, power_of_2(K)),
-        "DESCRIBED": described,
-        "WINDOW": window is not None,
-        "SOFTCAP": softcap is not None,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-        "FAST": not interpreting(),
-    }
+def _padded(K: int) -> dict[str, int]:
+    return {"K": K, "KP": max(LEAST_WIDTH, power_of_2(K))}
 
 
-def _tiles(tiles: Sequence[Tensor], own: int) -> Tensor:
-    return tiles[lists.BLOCKS.index(own)]
+def _walk(
+    name: str,
+    kernel: triton.runtime.JITFunction,
+    tensors: dict[str, Tensor],
+    walked: tuple[str, str],
+    tiles: Sequence[Tensor],
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+    **others: object,
+) -> None:
+    """Starts the pass `name`: `tensors` [., heads, K] are its operands, `walked` those that come block after block."""
+    q, k = tensors["q"], tensors["k"]
+    described = describable(*(tensors[operand] for operand in walked))
+    cut = configuration(name, q, described)
+    listed = tiles[lists.BLOCKS.index(cut.own)]
+    blocks = {operand: _descriptor(tensors[operand], cut.step) for operand in walked if described}
+    heads, own, step = ("Hkv", "N", "M") if name == "keys" else ("H", "M", "N")
+    count = (k if name == "keys" else q).shape[1]
+    strides = {f"{n}_{axis}": x.stride(d) for n, x in tensors.items() for d, axis in ((0, "row"), (1, "head"))}
+    launch(
+        kernel,
+        q,
+        listed.shape[0] * count,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+        tiles=listed,
+        positions=q.shape[0],
+        window=window or 0,
+        GROUP=q.shape[1] // k.shape[1],
+        DESCRIBED=described,
+        WINDOW=window is not None,
+        SOFTCAP=softcap is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        FAST=not interpreting(),
+        **{heads: count, own: cut.own, step: cut.step},
+        **(tensors | blocks),
+        **strides,
+        **_scores(q.dtype, scale, softcap),
+        **({} if name == "forward" else {"scale": scale}),
+        **_padded(q.shape[2]),
+        **others,
+    )
 
 
 def forward(
@@ -123,99 +156,47 @@ def forward(
     edges_q: Tensor,
     edges_k: Tensor,
     tiles_q: Sequence[Tensor],
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """out [P, H, K] and lse [H, P] of q [P, H, K], k and v [., Hkv, K]; their features adjoin."""
+    """out [P, H, K] and lse [H, P] of q [P, H, K], k and v [., Hkv, K]; their features adjoin.
+
+    options: scale, window and softcap.
+    """
     P, H, K = q.shape
-    described = describable(k, v)
-    cut = configuration("forward", q, described)
-    tiles = _tiles(tiles_q, cut.own)
     out, lse = q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
-    strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
-    launch(
-        forward_kernel,
-        q,
-        tiles.shape[0] * H,
-        q,
-        *(_descriptor(x, cut.step) if described else x for x in (k, v)),
-        *(out, lse, edges_q, edges_k, tiles, P, H),
-        *strides,
-        *_scores(q.dtype, scale, softcap),
-        window or 0,
-        M=cut.own,
-        N=cut.step,
-        num_warps=cut.warps,
-        num_stages=cut.stages,
-        **_constants(q, k, window, softcap, described),
-    )
+    edges: dict[str, Any] = {"edges_q": edges_q, "edges_k": edges_k}
+    tensors = {"q": q, "k": k, "v": v}
+    _walk("forward", forward_kernel, tensors, ("k", "v"), tiles_q, out=out, lse=lse, **edges, **options)
     return out, lse
 
 
 def backward(
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     dout: Tensor,
     dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
     edges_q: Tensor,
     edges_k: Tensor,
     tiles_q: Sequence[Tensor],
     tiles_k: Sequence[Tensor],
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv, contiguous, in the dtype of q."""
-    P, H, K = q.shape
-    pairs = lse.new_empty(H, P, 2)  # lse in the unit of scores, and delta
+    """dq, dk and dv, contiguous, in the dtype of q. saved: q, k, v, out and lse."""
+    q, k, v, out, lse = saved
+    pairs = lse.new_empty(*lse.shape, 2)  # lse in the unit of scores, and delta
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    strides = [stride for x in (q, k, v, dout) for stride in x.stride()[:2]]
-    shared = (*strides, scale, *_scores(q.dtype, scale, softcap), window or 0)
+    tensors = {"q": q, "k": k, "v": v, "dout": dout}
+    options |= {"edges_q": edges_q, "edges_k": edges_k, "pairs": pairs}
 
     def queries(summing: bool) -> None:
-        described = describable(k, v)
-        cut = configuration("queries", q, described)
-        tiles = _tiles(tiles_q, cut.own)
-        walked = [_descriptor(x, cut.step) if described else x for x in (k, v)]
-        launch(
-            queries_kernel,
-            q,
-            tiles.shape[0] * H,
-            *(q, *walked, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, P, H),
-            *shared,
-            M=cut.own,
-            N=cut.step,
-            SUMMING=summing,
-            num_warps=cut.warps,
-            num_stages=cut.stages,
-            **_constants(q, k, window, softcap, described),
-        )
+        results: dict[str, Any] = {"dq": dq, "lse": lse, "dlse": dlse, "SUMMING": summing}
+        _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, **results, **options)
 
     if q.dtype == torch.float32:
         queries(summing=True)
     else:
         _delta(out, dout, lse, dlse, pairs)
     queries(summing=False)
-    described = describable(q, dout)
-    cut = configuration("keys", q, described)
-    tiles = _tiles(tiles_k, cut.own)
-    walked = [_descriptor(x, cut.step) if described else x for x in (q, dout)]
-    launch(
-        keys_kernel,
-        q,
-        tiles.shape[0] * k.shape[1],
-        *(walked[0], k, v, walked[1], dk, dv, pairs, edges_q, edges_k, tiles, P, k.shape[1]),
-        *shared,
-        M=cut.step,
-        N=cut.own,
-        num_warps=cut.warps,
-        num_stages=cut.stages,
-        **_constants(q, k, window, softcap, described),
-    )
+    _walk("keys", keys_kernel, tensors, ("q", "dout"), tiles_k, dk=dk, dv=dv, **options)
     return dq, dk, dv
 
 
@@ -227,7 +208,6 @@ def _delta(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None, pairs: T
         triton.cdiv(P, DELTA_ROWS) * H,
         *(out, dout, lse, dlse, pairs, P, H, dout.stride(0), dout.stride(1)),
         R=DELTA_ROWS,
-        K=K,
-        KP=max(LEAST_WIDTH, power_of_2(K)),
         num_warps=DELTA_WARPS,
+        **_padded(K),
     )

@@ -29,22 +29,11 @@ def forward(
     """out [P, H, K] and lse [H, P]; see launches.forward."""
     from hotplate.kernels.attention import launches
 
-    return launches.forward(q, k, v, edges_q, edges_k, tiles_q, scale, window, softcap)
+    return launches.forward(q, k, v, edges_q, edges_k, tiles_q, scale=scale, window=window, softcap=softcap)
 
 
 @forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    edges_q: Tensor,
-    edges_k: Tensor,
-    tiles_q: Sequence[Tensor],
-    tiles_k: Sequence[Tensor],
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     P, H, K = q.shape
     return q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
 
@@ -69,17 +58,13 @@ def backward(
     """dq, dk and dv, contiguous; see launches.backward."""
     from hotplate.kernels.attention import launches
 
-    return launches.backward(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, scale, window, softcap)
+    options = {"scale": scale, "window": window, "softcap": softcap}
+    return launches.backward((q, k, v, out, lse), dout, dlse, edges_q, edges_k, tiles_q, tiles_k, **options)
 
 
 @backward.register_fake
 def _(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *others: Any,
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from numerics import assert_bitwise, check, run
 
-from hotplate.kernels.attention import attention, launches, layout, registered, tiles
+from hotplate.kernels.attention import attention, choice, launches, layout, registered, tiles
 
 QUERIES, KEYS, STEP = 32, 16, 16  # what a program owns and walks by, small enough for many tiles in few positions
 
@@ -38,19 +38,20 @@ CASES = {  # B, T, S, H, Hkv, K, edges, options
     "one row": (1, 40, 40, 2, 2, 16, None, {}),
     "one past a tile": (1, 33, 33, 1, 1, 16, None, {}),
     "one position": (1, 1, 1, 2, 1, 16, None, {}),
-    "grouped heads, empty documents, rows": (2, 33, 33, 4, 1, 16, (0, 1, 1, 18, 33, 40, 66, 66), {}),
+    "grouped heads, empty documents, rows": (2, 33, 33, 2, 1, 16, (0, 1, 1, 18, 33, 40, 66, 66), {}),
+    "four heads of a key head, two key heads": (1, 9, 9, 8, 2, 16, None, {}),
     "one document for all rows": (2, 9, 9, 2, 2, 16, (0, 18), {}),
-    "tiny documents": (1, 37, 37, 2, 1, 16, (0, 1, 3, 6, 10, 15, 21, 28, 36, 37), {}),
+    "tiny documents": (1, 21, 21, 1, 1, 16, (0, 1, 3, 6, 10, 15, 21), {}),
     "one long among short": (1, 70, 70, 1, 1, 16, (0, 3, 68, 69, 70), {}),
-    "window within a tile": (1, 40, 40, 4, 2, 16, (0, 37, 40), {"window": 5}),
+    "window within a tile": (1, 40, 40, 2, 1, 16, (0, 37, 40), {"window": 5}),
     "window of one": (1, 20, 20, 1, 1, 16, None, {"window": 1}),
     "window past tiles": (1, 70, 70, 1, 1, 16, None, {"window": 40}),
-    "soft cap": (1, 40, 40, 4, 1, 16, (0, 37, 40), {"softcap": 2.0}),
+    "soft cap": (1, 36, 36, 2, 1, 16, (0, 33, 36), {"softcap": 2.0}),
     "window and soft cap": (1, 40, 40, 1, 1, 16, (0, 37, 40), {"softcap": 3.0, "window": 9}),
     "width that is no power of two": (1, 20, 20, 2, 1, 24, (0, 7, 20), {}),
     "narrow width": (1, 20, 20, 2, 2, 3, (0, 7, 20), {}),
-    "cache": (2, 7, 50, 4, 2, 16, None, {}),
-    "cache, one query": (1, 1, 40, 4, 2, 16, None, {}),
+    "cache": (2, 7, 35, 2, 1, 16, None, {}),
+    "cache, one query": (1, 1, 40, 2, 1, 16, None, {}),
     "cache, window": (1, 20, 50, 2, 1, 16, None, {"window": 9}),
     "scores of 150": (1, 33, 33, 1, 1, 16, None, {"scale": 4.0}),
 }
@@ -68,7 +69,7 @@ def test_error_is_within_budget(name):
     check(form("triton", places, **both), form("reference", places, **both), leaves)
 
 
-@pytest.mark.parametrize("shape", [(1, 40, 40, 4, 2, 16), (2, 7, 20, 2, 2, 24)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 33, 33, 2, 1, 16), (2, 7, 20, 1, 1, 24)], ids=str)
 def test_error_is_within_budget_in_fp16(shape):
     """Width 16 goes through tensor descriptors, 24 through pointers."""
     leaves = inputs(*shape, torch.float16)
@@ -77,9 +78,9 @@ def test_error_is_within_budget_in_fp16(shape):
 
 
 def test_packed_documents_are_each_document_alone_and_runs_repeat():
-    edges = [0, 1, 9, 9, 42, 43]
-    leaves = inputs(1, 43, 43, 2, 1, 16)
-    upstream = [torch.randn(1, 43, 2, 16)]
+    edges = [0, 1, 5, 5, 38]
+    leaves = inputs(1, 38, 38, 2, 1, 16)
+    upstream = [torch.randn(1, 38, 2, 16)]
     packed = run(form("triton", packing(*edges)), leaves, upstream)
     for mine, other in zip(run(form("triton", packing(*edges)), leaves, upstream), packed, strict=True):
         assert_bitwise("again", mine, other)
@@ -100,16 +101,15 @@ def test_other_documents_may_hold_anything():
     assert out[:, 20].isnan().all() and out[:, :20].isfinite().all() and out[:, 21:].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_strides_do_not_matter(dtype):
-    """Heads of one projection, heads before positions, and features that do not adjoin."""
-    q, k, v = torch.randn(2, 20, 8, 16).to(dtype).split([4, 2, 2], dim=2)
+def test_strides_do_not_matter():
+    """Heads of one projection (descriptors), heads before positions (pointers), and features that do not adjoin."""
+    q, k, v = torch.randn(2, 9, 4, 16).half().split([2, 1, 1], dim=2)
     others = [
         (q, k, v),
         [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)],
         [x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v)],
     ]
-    upstream = torch.randn(2, 4, 20, 16).to(dtype).transpose(1, 2)
+    upstream = torch.randn(2, 2, 9, 16).half().transpose(1, 2)
     dense = run(form("triton"), [x.contiguous() for x in (q, k, v)], [upstream.contiguous()])
     for leaves in others:
         leaves = [x.detach().requires_grad_() for x in leaves]
@@ -150,16 +150,19 @@ def test_the_operator_keeps_its_promises_to_torch():
     q, k, v = (x.flatten(0, 1).requires_grad_() for x in inputs(1, 6, 6, 2, 1, 16))
     at = layout(packing(0, 2, 6), 1, 6)
     arguments = (q, k, v, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None)
-    torch.library.opcheck(registered.forward, arguments)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(registered.forward, arguments, test_utils=checks)
 
 
-def test_a_compiled_function_holds_it_whole():
+@pytest.mark.parametrize("impl", ["triton", "auto"])
+def test_a_compiled_function_holds_it_whole(impl, monkeypatch):
     """One graph, no break, with a layout that is made outside: as a model's layers use it."""
+    monkeypatch.setitem(choice.AUTO, "cpu", "triton")
     at = layout(packing(0, 2, 6), 1, 6)
     leaves = [x.requires_grad_() for x in inputs(1, 6, 6, 2, 1, 16)]
 
     def function(q, k, v):
-        out, lse = attention(2 * q, k, v, at, return_lse=True, impl="triton")
+        out, lse = attention(2 * q, k, v, at, return_lse=True, impl=impl)
         return out.sum() + lse.sum()
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

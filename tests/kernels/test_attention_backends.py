@@ -29,7 +29,7 @@ CU = torch.tensor([0, 1, 1, 8, 12, 12], dtype=torch.int32)  # over B * T = 12, r
 @pytest.fixture(autouse=True)
 def forget():
     yield
-    for cached in (backends.broken, backends.version, adapters._varlen_keywords, choice._decided):
+    for cached in (backends.broken, backends.version, adapters._varlen_keywords, choice._probed):
         cached.cache_clear()
     choice._SAID.clear()
 
