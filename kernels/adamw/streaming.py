@@ -19,6 +19,24 @@ ALIGNMENT = 16  # bytes; what wide loads need
 
 
 @triton.jit
+def _update(w, g, m, v, copy, n, size, scale, decay, step_size, root, rest1, beta2, rest2, eps, FULL: tl.constexpr):
+    """FULL: all of n is inside; without a mask that the compiler knows nothing about, loads are wide."""
+    inside = None if FULL else n < size
+    d = tl.load(g + n, mask=inside) * scale
+    first = tl.load(m + n, mask=inside)
+    second = tl.load(v + n, mask=inside)
+    weight = tl.load(w + n, mask=inside)
+    first = first + rest1 * (d - first)
+    second = beta2 * second + rest2 * d * d
+    weight = weight * decay - step_size * first / (tl.sqrt(second) * root + eps)
+    tl.store(m + n, first, mask=inside)
+    tl.store(v + n, second, mask=inside)
+    tl.store(w + n, weight, mask=inside)
+    if copy is not None:
+        tl.store(copy + n, weight.to(copy.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def update_kernel(
     table, factors, places, scale, skipped, rest1, beta2, rest2, eps,
     BLOCK: tl.constexpr, COPY: tl.constexpr, ALIGNED: tl.constexpr,
@@ -28,38 +46,30 @@ def update_kernel(
     COPY: the element type of the copies, or None.
     """
     if tl.load(skipped) == 0.0:
-        place = places + 2 * tl.program_id(0)
-        tensor = tl.load(place)
+        tensor = tl.load(places + 2 * tl.program_id(0))
+        block = tl.load(places + 2 * tl.program_id(0) + 1).to(tl.int64)
         row = table + 6 * tensor
-        n = tl.load(place + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = n < tl.load(row + 5)
+        size = tl.load(row + 5)
         w = tl.load(row).to(tl.pointer_type(tl.float32))
         g = tl.load(row + 1).to(tl.pointer_type(tl.float32))
         m = tl.load(row + 2).to(tl.pointer_type(tl.float32))
         v = tl.load(row + 3).to(tl.pointer_type(tl.float32))
+        copy = None
+        if COPY is not None:
+            copy = tl.load(row + 4).to(tl.pointer_type(COPY))
         if ALIGNED:
-            w = tl.multiple_of(w, 16)
-            g = tl.multiple_of(g, 16)
-            m = tl.multiple_of(m, 16)
-            v = tl.multiple_of(v, 16)
-        d = tl.load(g + n, mask=inside, other=0.0) * tl.load(scale)
-        first = tl.load(m + n, mask=inside, other=0.0)
-        second = tl.load(v + n, mask=inside, other=0.0)
-        weight = tl.load(w + n, mask=inside, other=0.0)
+            w, g, m, v = tl.multiple_of(w, 16), tl.multiple_of(g, 16), tl.multiple_of(m, 16), tl.multiple_of(v, 16)
+            if copy is not None:
+                copy = tl.multiple_of(copy, 16)
+        n = block * BLOCK + tl.arange(0, BLOCK)
+        factor = tl.load(scale)
         decay = tl.load(factors + 3 * tensor)
         step_size = tl.load(factors + 3 * tensor + 1)
         root = tl.load(factors + 3 * tensor + 2)
-        first = first + rest1 * (d - first)
-        second = beta2 * second + rest2 * d * d
-        weight = weight * decay - step_size * first / (tl.sqrt(second) * root + eps)
-        tl.store(m + n, first, mask=inside)
-        tl.store(v + n, second, mask=inside)
-        tl.store(w + n, weight, mask=inside)
-        if COPY is not None:
-            copy = tl.load(row + 4).to(tl.pointer_type(COPY))
-            if ALIGNED:
-                copy = tl.multiple_of(copy, 16)
-            tl.store(copy + n, weight.to(COPY), mask=inside)
+        if (block + 1) * BLOCK <= size:
+            _update(w, g, m, v, copy, n, size, factor, decay, step_size, root, rest1, beta2, rest2, eps, FULL=True)
+        else:
+            _update(w, g, m, v, copy, n, size, factor, decay, step_size, root, rest1, beta2, rest2, eps, FULL=False)
 
 
 @lru_cache(maxsize=32)  # weights stay where they are and gradients mostly come back to where they were
