@@ -31,14 +31,14 @@ RUNS += [("native", dtype) for dtype in (torch.float32, torch.bfloat16)]
 
 
 @pytest.mark.parametrize(("impl", "dtype"), RUNS, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 33), (8, 9, 65), (9, 5, 80)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 33), (3, 9, 65), (8, 9, 65), (9, 5, 80)], ids=str)
 def test_error_is_within_budget(shape, impl, dtype):
     resets = torch.rand(shape[:2]) < 0.2
 
     def op(impl):
         return lambda *leaves: lstm_dense(*leaves, resets, forget_offset=1.0, impl=impl)
 
-    check(op(impl), op("reference"), inputs(*shape, dtype))
+    check(op(impl), op("reference"), lambda: inputs(*shape, dtype))
 
 
 @pytest.mark.parametrize("bias", [True, False])
