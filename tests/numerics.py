@@ -39,7 +39,9 @@ class Errors:
 
     def assert_within_budget(self, name: str) -> None:
         limit = 2 * self.own + ulp_at(self.magnitude, self.dtype)
-        assert self.ours <= limit, f"{name}: error {self.ours:.3g}, limit {limit:.3g} (torch's own error {self.own:.3g})"
+        assert self.ours <= limit, (
+            f"{name}: error {self.ours:.3g}, limit {limit:.3g} (torch's own error {self.own:.3g})"
+        )
 
 
 def ulp_at(magnitude: float, dtype: torch.dtype) -> float:
@@ -109,3 +111,29 @@ def relative(ours: Tensor, truth: Tensor) -> float:
 
 def assert_bitwise(name: str, ours: Tensor, other: Tensor) -> None:
     assert torch.equal(ours, other), f"{name}: {(ours != other).sum().item()} of {ours.numel()} values differ"
+
+
+def assert_resets_stop_a_nan(op: Op, gates: Tensor, starts: Sequence[Tensor]) -> None:
+    """op(gates [2, 9, ...], *starts, resets) -> h, states: NaN in a state, or in a gradient, ends at a document's end.
+
+    Row 0 starts at NaN and is reset at step 0; its middle document, steps 4 and 5, is poisoned in all gates and in
+    what arrives at h. Row 1 is poisoned from step 5 on and never reset.
+    """
+    resets = torch.zeros(2, 9, dtype=torch.bool)
+    resets[0, [0, 4, 6]] = True
+    poisoned, bad_starts = gates.clone(), [start.clone() for start in starts]
+    poisoned[0, 4:6] = torch.nan
+    poisoned[1, 5:] = torch.nan
+    for start in bad_starts:
+        start[0] = torch.nan
+    leaves = [x.requires_grad_() for x in (poisoned, *bad_starts)]
+    h, *states = op(*leaves, resets)
+    upstream = torch.randn_like(h)
+    upstream[0, 4:6] = torch.nan
+    dgates, *dstarts = torch.autograd.grad([h, *states], leaves, [upstream, *map(torch.ones_like, states)])
+    good = torch.ones(9, dtype=torch.bool)
+    good[4:6] = False
+    assert h[0, good].isfinite().all() and h[0, ~good].isnan().all(), "h"
+    assert all(state[0].isfinite().all() and state[1].isnan().all() for state in states), "last states"
+    assert dgates[0, good].isfinite().all() and dgates[0, ~good].isnan().any(), "gradient of gates"
+    assert all((d[0] == 0).all() for d in dstarts), "gradient of the start"

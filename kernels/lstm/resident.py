@@ -60,7 +60,7 @@ def forward_kernel(
 ):  # fmt: skip
     """h0, c0 [B, H, K] and keep [B, T + 1] may be None; keep is 0 where a document starts. EVEN: K is W.
 
-    A reset multiplies the state at the end of the step before, where h and c still lie as sums do; masking the
+    A reset replaces the state by 0 at the end of the step before, where h and c still lie as sums do; masking the
     operand of the next product instead took two thirds more instructions.
     """
     head = tl.program_id(0)
@@ -79,8 +79,8 @@ def forward_kernel(
         c = tl.load(c0 + state, mask=inside, other=0.0)
     if keep is not None:
         kept = tl.load(keep + row * (T + 1), mask=row < B, other=0.0)[:, None]
-        h_now = h_now * kept
-        c = c * kept
+        h_now = tl.where(kept != 0.0, h_now, 0.0)
+        c = tl.where(kept != 0.0, c, 0.0)
     h_now = h_now.to(recurrent.dtype.element_ty)
     x = gates + row[:, None].to(tl.int64) * row_stride + head * head_stride + k[None, :]
     out = h + row[:, None].to(tl.int64) * T * (H * K) + head * K + k[None, :]
@@ -103,8 +103,8 @@ def forward_kernel(
         tl.store(out + tl.cast(t, tl.int64) * (H * K), h_now, mask=inside)
         if keep is not None:
             kept = tl.load(keep + row * (T + 1) + t + 1, mask=row < B, other=0.0)[:, None]
-            h_now = (h_wide * kept).to(recurrent.dtype.element_ty)
-            c = c * kept
+            h_now = tl.where(kept != 0.0, h_wide, 0.0).to(recurrent.dtype.element_ty)
+            c = tl.where(kept != 0.0, c, 0.0)
     tl.store(h_last + state, h_now.to(tl.float32), mask=inside)
     tl.store(c_last + state, c, mask=inside)
 
@@ -130,7 +130,7 @@ def preactivations_kernel(
         before = tl.where((t == 0)[:, None], first.to(h.dtype.element_ty), before)
     if keep is not None:
         kept = tl.load(keep + pair + row, mask=row < B, other=0.0)[:, None]
-        before = (before.to(tl.float32) * kept).to(h.dtype.element_ty)
+        before = tl.where(kept != 0.0, before.to(tl.float32), 0.0).to(h.dtype.element_ty)
     a, b = k[:, None], k[None, :]
     matrix = tl.load(recurrent + (gate * R + head % R) * K * K + a * K + b, mask=(a < K) & (b < K), other=0.0)
     x = gates + row[:, None] * row_stride + t[:, None] * step_stride + gate * gate_stride + head * head_stride + b
@@ -152,7 +152,7 @@ def cells_kernel(
         c = tl.load(c0 + row * D + column, mask=inside, other=0.0)
     for t in tl.range(0, T, num_stages=STAGES):
         if keep is not None:
-            c = c * tl.load(keep + row * (T + 1) + t)
+            c = tl.where(tl.load(keep + row * (T + 1) + t) != 0.0, c, 0.0)
         step = row * T + t
         tl.store(cells + step * D + column, c, mask=inside)
         at = pre + step * (4 * D) + column
@@ -211,8 +211,8 @@ def backward_kernel(
         )
         if keep is not None:
             kept = tl.load(keep + row * (T + 1) + t, mask=row < B, other=0.0)[:, None]
-            dh_now = dh_now * kept
-            dc = dc * kept
+            dh_now = tl.where(kept != 0.0, dh_now, 0.0)
+            dc = tl.where(kept != 0.0, dc, 0.0)
     tl.store(dh0 + state, dh_now, mask=inside)
     tl.store(dc0 + state, dc, mask=inside)
 

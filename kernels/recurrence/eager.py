@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.recurrence.autograd import Form, Shapes, add_product, recurrent_gradient
+from hotplate.kernels.recurrence.resets import steps_that_reset
 
 _ORDER = (3, 0, 1, 2)  # block of (i, f, z, o) held at each place of (o, i, f, z)
 
@@ -26,13 +27,6 @@ def _matrix(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
 def _starts(resets: Tensor | None) -> Tensor | None:
     """[T, 1, B, 1]: where a state is replaced by 0. A product with 0 would let a NaN through."""
     return None if resets is None else resets.t()[:, None, :, None]
-
-
-def _steps_that_reset(resets: Tensor | None, T: int) -> list[bool]:
-    """Steps at which a row may be reset: every step on a GPU, which is not stopped to ask."""
-    if resets is None:
-        return [False] * T
-    return resets.any(0).tolist() if resets.device.type == "cpu" else [True] * T
 
 
 def _run(
@@ -58,7 +52,7 @@ def _run(
         h[0] = h[0].to(gates.dtype)
     starts, zero = _starts(resets), h.new_zeros(())
     tanh_c, kept_h, kept_c = (torch.empty_like(h[0]) for _ in range(3))
-    resetting = _steps_that_reset(resets, T)
+    resetting = steps_that_reset(resets, T)
     products = act.view(T, R, -1, 4 * K).unbind(0)
     o_i_f, z_gate = act[:, :, :, :3].unbind(0), act[:, :, :, 3].unbind(0)
     o_gate, i_gate, f_gate = (act[:, :, :, place].unbind(0) for place in range(3))
@@ -102,7 +96,7 @@ def _run_back(
     """
     T, H, B, _, K = act.shape
     R = len(matrix)
-    starts, resetting = _starts(resets), _steps_that_reset(resets, T)
+    starts, resetting = _starts(resets), steps_that_reset(resets, T)
     dpre, dc_per_dh = _coefficients(act, c, starts)
     # One sum per gate: a single chain of 4 K terms loses more digits than torch's own gradient, which has such sums.
     matrices = matrix.mT.unflatten(1, (4, K))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm_diagonal import lstm_diagonal, streaming
 
@@ -59,3 +59,10 @@ def test_a_nan_shows():
     with torch.no_grad():
         h, h_last, _ = lstm_diagonal(gates, torch.randn(4, 3), impl="triton")
     assert h[0, 1:, 0].isnan().all() and h_last[0, 0].isnan() and h[..., 1:].isfinite().all()
+
+
+def test_a_nan_does_not_outlive_a_reset():
+    recurrent, starts = torch.randn(4, 5), [torch.randn(2, 5), torch.randn(2, 5)]
+    assert_resets_stop_a_nan(
+        lambda gates, *rest: lstm_diagonal(gates, recurrent, *rest, impl="triton"), torch.randn(2, 9, 4, 5), starts
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.qlstm import qlstm, streaming
 
@@ -90,6 +90,12 @@ def test_a_nan_shows():
     with torch.no_grad():
         h, c_last = qlstm(gates, impl="triton")
     assert h[0, 1:, 0].isnan().all() and c_last[0, 0].isnan() and h[..., 1:].isfinite().all()
+
+
+def test_a_nan_does_not_outlive_a_reset():
+    assert_resets_stop_a_nan(
+        lambda gates, c0, resets: qlstm(gates, c0, resets, impl="triton"), torch.randn(2, 9, 4, 5), [torch.randn(2, 5)]
+    )
 
 
 CHEAP = ("test_schema", "test_faketensor")  # the others run the kernels again and again, and do not look at impl

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm import lstm
 
@@ -161,6 +161,13 @@ def test_extreme_gates_stay_finite(impl):
     h, h_last, c_last = lstm(gates, recurrent, impl=impl)
     (h.sum() + h_last.sum() + c_last.sum()).backward()
     assert h.isfinite().all() and c_last.isfinite().all() and gates.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_nan_does_not_outlive_a_reset(heads, impl):
+    gates, recurrent, *starts = inputs(2, 9, 2, 5, heads)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm(gates, recurrent, *rest, impl=impl), gates, starts)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

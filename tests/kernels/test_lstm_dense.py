@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm_dense import import_torch_lstm, lstm_dense
 
@@ -116,6 +116,12 @@ def test_a_carried_state_continues_the_run(impl):
     h2, *state = lstm_dense(gates[:, 4:], recurrent, *state, impl=impl)
     for mine, other in zip((torch.cat([h1, h2], 1), *state), whole, strict=True):
         assert_bitwise("split", mine, other)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_nan_does_not_outlive_a_reset(impl):
+    gates, recurrent, *starts = inputs(2, 9, 5)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm_dense(gates, recurrent, *rest, impl=impl), gates, starts)
 
 
 @pytest.mark.parametrize("impl", ["eager", "native"])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, check, relative, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, relative, run
 
 from hotplate.kernels import native
 from hotplate.kernels.lstm_diagonal import lstm_diagonal
@@ -193,6 +193,12 @@ def test_a_nan_shows_and_stays_in_its_column(block, impl):
     gates[0, 3, block, 1] = torch.nan
     h, _, _ = lstm_diagonal(gates, recurrent, impl=impl)
     assert h[0, 3:, 1].isnan().all() and h[..., [0, 2]].isfinite().all() and h[0, :3].isfinite().all()
+
+
+@pytest.mark.parametrize("impl", [*FORMS, "reference"])
+def test_a_nan_does_not_outlive_a_reset(impl):
+    gates, recurrent, *starts = operands(2, 9, 5)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm_diagonal(gates, recurrent, *rest, impl=impl), gates, starts)
 
 
 @pytest.mark.parametrize("resetting", [False, True])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, check, relative, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, relative, run
 
 from hotplate.kernels import native
 from hotplate.kernels.qlstm import eager, qlstm
@@ -117,8 +117,16 @@ def test_a_nan_shows_and_stays_in_its_column(block, impl):
     h, _ = qlstm(gates, None, resets_at(1, 9, (0, 6)), impl=impl)
     assert h[0, 3, 1].isnan() and bool(h[0, 5, 1].isnan()) == (block != 3)  # o alone does not reach the state
     assert h[..., [0, 2]].isfinite().all() and h[0, :3].isfinite().all()
-    if impl == "native":  # eager multiplies the old state by 0, which keeps a NaN
-        assert h[0, 6:].isfinite().all()
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("impl", [*FORMS, "reference"])
+def test_a_nan_does_not_outlive_a_reset(impl, coupled):
+    assert_resets_stop_a_nan(
+        lambda gates, c0, resets: qlstm(gates, c0, resets, coupled=coupled, impl=impl),
+        torch.randn(2, 9, 3 if coupled else 4, 5),
+        [torch.randn(2, 5)],
+    )
 
 
 @pytest.mark.parametrize("impl", FORMS)
