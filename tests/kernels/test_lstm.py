@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
+from numerics import assert_bitwise, assert_long_memory, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm import lstm
 
@@ -250,6 +250,12 @@ def test_inputs_are_left_alone(impl):
     ]
     for n, (mine, other) in enumerate(pairs):
         assert_bitwise(f"pair {n}", mine.detach(), other)
+
+
+def test_long_memory_keeps_its_gradient():
+    """Weights are small: h is rounded before each product by definition, which with larger ones is all that shows."""
+    inputs = [torch.randn(1, 4096, 4, 1, 8).bfloat16(), (0.02 * torch.randn(4, 1, 8, 8)).bfloat16()]
+    assert_long_memory(lambda impl, *x: lstm(*x, forget_offset=6.0, impl=impl), inputs, ["eager", "native"])
 
 
 G, R = torch.zeros(2, 3, 4, 2, 5), torch.zeros(4, 2, 5, 5)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
+from numerics import assert_bitwise, assert_long_memory, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm_dense import import_torch_lstm, lstm_dense
 
@@ -129,6 +129,12 @@ def test_torch_accepts_the_operator(impl):
     gates, recurrent, h0, c0 = inputs(2, 3, 8)
     leaves = [x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None])]
     torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (*leaves, None, 0.5, impl, True))
+
+
+def test_long_memory_keeps_its_gradient():
+    """Weights are small: h is rounded before each product by definition, which with larger ones is all that shows."""
+    inputs = [torch.randn(1, 4096, 4, 8).bfloat16(), (0.02 * torch.randn(4, 8, 8)).bfloat16()]
+    assert_long_memory(lambda impl, *x: lstm_dense(*x, forget_offset=6.0, impl=impl), inputs, ["eager", "native"])
 
 
 G, R = torch.zeros(2, 3, 4, 5), torch.zeros(4, 5, 5)
