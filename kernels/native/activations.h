@@ -54,14 +54,14 @@ static inline float sigmoid(float x) {
 
 /* m / (m + 2) with m = exp(2x) - 1 in two parts, so that tiny x keep their digits; mended likewise. */
 static inline float tanh_of(float x) {
-    float magnitude = x < 0 ? -x : x;
+    float magnitude = __builtin_fabsf(x);
     magnitude = magnitude > 10.0f ? 10.0f : magnitude; /* tanh(10) rounds to 1 */
     Exponential e = exponential(2.0f * magnitude);
     float less = e.scale - 1.0f, m = FUSED(e.scale, e.high, less);
     float low = FUSED(e.scale, e.low, FUSED(e.scale, e.high, less - m));
     float inverse = 1.0f / (m + 2.0f), y = m * inverse;
     y = FUSED(FUSED(-2.0f, y, FUSED(-y, m, m)) + low * (1.0f - y), inverse, y);
-    return x < 0 ? -y : y;
+    return __builtin_copysignf(y, x);
 }
 
 static inline float from_bf16(bf16 x) { return from_bits((uint32_t)x << 16); }
