@@ -15,9 +15,8 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-def saved_shape(gates: Tensor) -> tuple[int, ...]:
+def saved_shape(B: int, T: int, D: int) -> tuple[int, ...]:
     """Of what the backward needs besides its inputs: h and c from the start on."""
-    B, T, _, D = gates.shape
     return 2, T + 1, B, D
 
 
@@ -49,7 +48,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h [B, T, D], h_last and c_last [B, D], and states of `saved_shape` (empty unless saving)."""
     B, T, _, D = gates.shape
-    states = gates.new_empty(saved_shape(gates), dtype=state_dtype(gates.dtype))
+    states = gates.new_empty(saved_shape(B, T, D), dtype=state_dtype(gates.dtype))
     for state, start in zip(states, (h0, c0), strict=True):
         state[0] = 0 if start is None else start
     act, tanh_c = states.new_empty(B, 4, D), states.new_empty(B, D)

@@ -4,7 +4,6 @@ from numerics import assert_bitwise, assert_long_memory, assert_resets_stop_a_na
 
 from hotplate.kernels import native
 from hotplate.kernels.lstm_diagonal import lstm_diagonal
-from hotplate.kernels.lstm_diagonal.registered import backward, forward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -200,11 +199,14 @@ def test_the_operators_keep_their_promises_to_torch(impl, dtype, resetting):
     gates, recurrent, h0, c0 = operands(B, T, D)
     leaves = [gates.to(dtype), *(x.to(wide) for x in (recurrent, h0, c0))]
     resets = torch.rand(B, T) < 0.5 if resetting else None
-    torch.library.opcheck(forward, (*(x.clone().requires_grad_() for x in leaves), resets, 0.5, impl, True))
-    saved = forward(*leaves, resets, 0.5, impl, True)[3]
-    dh, dh_last, dc_last = upstream_of(B, T, D)
+    one_head = [leaves[0][:, :, :, None], leaves[1], leaves[2][:, None], leaves[3][:, None]]
+    operator = torch.ops.hotplate.lstm_diagonal
+    torch.library.opcheck(operator.default, (*(x.clone().requires_grad_() for x in one_head), resets, 0.5, impl, True))
+    h, _, _, saved, second = operator(*one_head, resets, 0.5, impl, True)
+    dh, dh_last, dc_last = (g[:, :, None] if g.ndim == 3 else g[:, None] for g in upstream_of(B, T, D))
     upstream = dh.to(dtype), dh_last.to(wide), dc_last.to(wide)
-    torch.library.opcheck(backward, (*upstream, *leaves[:2], saved, resets, 0.5, impl))
+    arguments = (*upstream, h, saved, second, *one_head, resets, 0.5, impl)
+    torch.library.opcheck(torch.ops.hotplate.lstm_diagonal_backward.default, arguments)
 
 
 @pytest.mark.parametrize("impl", ["auto", "eager", "native"])
