@@ -60,7 +60,7 @@ def forward_kernel(
 ):  # fmt: skip
     """h0, c0 [B, H, K] and keep [B, T + 1] may be None; keep is 0 where a document starts. EVEN: K is W.
 
-    A reset multiplies the state at the end of the step before, where h and c still lie as sums do; masking the
+    A reset replaces the state by 0 at the end of the step before, where h and c still lie as sums do; masking the
     operand of the next product instead took two thirds more instructions.
     """
     head = tl.program_id(0)
@@ -79,8 +79,8 @@ def forward_kernel(
         c = tl.load(c0 + state, mask=inside, other=0.0)
     if keep is not None:
         kept = tl.load(keep + row * (T + 1), mask=row < B, other=0.0)[:, None]
-        h_now = h_now * kept
-        c = c * kept
+        h_now = tl.where(kept != 0.0, h_now, 0.0)
+        c = tl.where(kept != 0.0, c, 0.0)
     h_now = h_now.to(recurrent.dtype.element_ty)
     x = gates + row[:, None].to(tl.int64) * row_stride + head * head_stride + k[None, :]
     out = h + row[:, None].to(tl.int64) * T * (H * K) + head * K + k[None, :]
@@ -103,8 +103,8 @@ def forward_kernel(
         tl.store(out + tl.cast(t, tl.int64) * (H * K), h_now, mask=inside)
         if keep is not None:
             kept = tl.load(keep + row * (T + 1) + t + 1, mask=row < B, other=0.0)[:, None]
-            h_now = (h_wide * kept).to(recurrent.dtype.element_ty)
-            c = c * kept
+            h_now = tl.where(kept != 0.0, h_wide, 0.0).to(recurrent.dtype.element_ty)
+            c = tl.where(kept != 0.0, c, 0.0)
     tl.store(h_last + state, h_now.to(tl.float32), mask=inside)
     tl.store(c_last + state, c, mask=inside)
 
@@ -130,7 +130,7 @@ def preactivations_kernel(
         before = tl.where((t == 0)[:, None], first.to(h.dtype.element_ty), before)
     if keep is not None:
         kept = tl.load(keep + pair + row, mask=row < B, other=0.0)[:, None]
-        before = (before.to(tl.float32) * kept).to(h.dtype.element_ty)
+        before = tl.where(kept != 0.0, before.to(tl.float32), 0.0).to(h.dtype.element_ty)
     a, b = k[:, None], k[None, :]
     matrix = tl.load(recurrent + (gate * R + head % R) * K * K + a * K + b, mask=(a < K) & (b < K), other=0.0)
     x = gates + row[:, None] * row_stride + t[:, None] * step_stride + gate * gate_stride + head * head_stride + b
@@ -152,7 +152,7 @@ def cells_kernel(
         c = tl.load(c0 + row * D + column, mask=inside, other=0.0)
     for t in tl.range(0, T, num_stages=STAGES):
         if keep is not None:
-            c = c * tl.load(keep + row * (T + 1) + t)
+            c = tl.where(tl.load(keep + row * (T + 1) + t) != 0.0, c, 0.0)
         step = row * T + t
         tl.store(cells + step * D + column, c, mask=inside)
         at = pre + step * (4 * D) + column
@@ -166,7 +166,7 @@ def cells_kernel(
 def backward_kernel(
     pre, cells, recurrent, keep, dh, dh_last, dc_last, dgates, dh0, dc0, T, B, H, R, K, dh_row, dh_step, dh_head,
     offset, W: tl.constexpr, BB: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr, FAST: tl.constexpr,
-    UPCAST: tl.constexpr,
+    HALF: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Walks back from the pre-activations and cells. dh_last, dc_last and keep may be None."""
     head = tl.program_id(0)
@@ -175,7 +175,12 @@ def backward_kernel(
     inside = (row < B)[:, None]
     if not EVEN:
         inside = inside & (k < K)[None, :]
-    R_i, R_f, R_z, R_o = _matrices(recurrent, head, H, R, K, False, W, EVEN)
+    term, gate = tl.arange(0, 4 * W) % W, tl.arange(0, 4 * W) // W
+    if HALF:  # the four matrices transposed, below each other
+        at_matrix = recurrent + ((gate * R + head % R) * K * K + term)[:, None] + (k * K)[None, :]
+        matrix = tl.load(at_matrix, mask=(term < K)[:, None] & (k < K)[None, :], other=0.0)
+    else:
+        R_i, R_f, R_z, R_o = _matrices(recurrent, head, H, R, K, False, W, EVEN)
     state = row[:, None] * (H * K) + head * K + k[None, :]
     dh_now = tl.zeros([BB, W], tl.float32)
     dc = tl.zeros([BB, W], tl.float32)
@@ -184,7 +189,9 @@ def backward_kernel(
     if dc_last is not None:
         dc = tl.load(dc_last + state, mask=inside, other=0.0)
     first = row[:, None].to(tl.int64) * T * (H * K) + head * K + k[None, :]
-    first_gate = row[:, None].to(tl.int64) * T * (4 * H * K) + head * K + k[None, :]
+    first_gate = row[:, None].to(tl.int64) * T * (4 * H * K) + head * K
+    at_da = dgates + first_gate + (gate * (H * K) + term)[None, :]
+    first_gate += k[None, :]
     arriving = dh + row[:, None].to(tl.int64) * dh_row + head * dh_head + k[None, :]
     for back in tl.range(0, T, num_stages=STAGES):
         t = tl.cast(T - 1 - back, tl.int64)
@@ -197,22 +204,28 @@ def backward_kernel(
         dh_now += tl.load(arriving + t * dh_step, mask=inside, other=0.0).to(tl.float32)
         tanh_c = tanh(f * c_before + i * z, FAST)
         dc += dh_now * o * (1.0 - tanh_c * tanh_c)
-        da_i = (dc * z * i * (1.0 - i)).to(recurrent.dtype.element_ty)
-        da_f = (dc * c_before * f * (1.0 - f)).to(recurrent.dtype.element_ty)
-        da_z = (dc * i * (1.0 - z * z)).to(recurrent.dtype.element_ty)
-        da_o = (dh_now * tanh_c * o * (1.0 - o)).to(recurrent.dtype.element_ty)
+        da_i, da_f, da_z = dc * z * i * (1.0 - i), dc * c_before * f * (1.0 - f), dc * i * (1.0 - z * z)
+        da_o = dh_now * tanh_c * o * (1.0 - o)
         dc = dc * f
-        tl.store(dgates + at, da_i, mask=inside)
-        tl.store(dgates + at + H * K, da_f, mask=inside)
-        tl.store(dgates + at + 2 * H * K, da_z, mask=inside)
-        tl.store(dgates + at + 3 * H * K, da_o, mask=inside)
-        dh_now = (_product(da_i, R_i, UPCAST) + _product(da_f, R_f, UPCAST)) + (
-            _product(da_z, R_z, UPCAST) + _product(da_o, R_o, UPCAST)
-        )
+        if (
+            HALF
+        ):  # [BB, 2, 2, W] -> [BB, 4 W]: the gates cross the warps together, once for memory, once for the product
+            da = tl.permute(tl.join(tl.join(da_i, da_z), tl.join(da_f, da_o)), (0, 2, 3, 1))
+            da = tl.reshape(da, [BB, 4 * W]).to(recurrent.dtype.element_ty)
+            tl.store(at_da + t * (4 * H * K), da, mask=(row < B)[:, None] & (term < K)[None, :])
+            dh_now = _product(da, matrix, UPCAST)
+        else:  # LLVM of Triton 3.9 fails on the long product
+            tl.store(dgates + at, da_i, mask=inside)
+            tl.store(dgates + at + H * K, da_f, mask=inside)
+            tl.store(dgates + at + 2 * H * K, da_z, mask=inside)
+            tl.store(dgates + at + 3 * H * K, da_o, mask=inside)
+            dh_now = (_product(da_i, R_i, UPCAST) + _product(da_f, R_f, UPCAST)) + (
+                _product(da_z, R_z, UPCAST) + _product(da_o, R_o, UPCAST)
+            )
         if keep is not None:
             kept = tl.load(keep + row * (T + 1) + t, mask=row < B, other=0.0)[:, None]
-            dh_now = dh_now * kept
-            dc = dc * kept
+            dh_now = tl.where(kept != 0.0, dh_now, 0.0)
+            dc = tl.where(kept != 0.0, dc, 0.0)
     tl.store(dh0 + state, dh_now, mask=inside)
     tl.store(dc0 + state, dc, mask=inside)
 
@@ -289,8 +302,8 @@ def backward(
     )
     backward_kernel[(H, triton.cdiv(B, ROWS))](
         pre, cells, matrix, keep, dh, dh_last, dc_last, dgates, dh0, dc0, T, B, H, R, K, *dh.stride()[:3],
-        forget_offset, W=W, BB=ROWS, STAGES=STAGES, EVEN=K == W, FAST=not interpreting(), UPCAST=interpreting(),
-        num_warps=warps(W),
+        forget_offset, W=W, BB=ROWS, STAGES=STAGES, EVEN=K == W, FAST=not interpreting(),
+        HALF=gates.dtype != torch.float32, UPCAST=interpreting(), num_warps=warps(W),
     )  # fmt: skip
     return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh0, dc0
 

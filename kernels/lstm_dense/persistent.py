@@ -3,11 +3,12 @@
 Letters: B rows, T steps, D width, DS columns of h that a program makes, BB rows of a group, G = D / DS programs of a
 group, PIECE rows of R in one product. Importing this needs Triton.
 
-A step needs the whole h of the step before, which G programs made. They exchange it through memory (two slots, which
-stay in the second-level cache) and count finished steps in flags: the writer stores, then adds with release; readers
-poll with acquire. All programs have to run at once, so the grid is launched cooperatively: a grid that does not fit
-is an error, not a hang. What does not fit runs step by step (steps.py), and so does the backward.
+A step needs the whole h of the step before, which G programs made. They exchange it through memory, in two slots that
+stay in the second-level cache; exchange.py says how they wait for each other. The backward is the same in reverse
+(persistent_backward.py). What does not fit runs step by step (steps.py).
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -16,28 +17,12 @@ from torch import Tensor
 
 from hotplate.kernels.activations import approximate_sigmoid, approximate_tanh, sigmoid, tanh
 from hotplate.kernels.launch import interpreting
-from hotplate.kernels.lstm_dense import steps
+from hotplate.kernels.lstm_dense import persistent_backward, steps
+from hotplate.kernels.lstm_dense.exchange import FLAGS, ROWS, SLICE, WARPS, announce, await_step, new_flags
 from hotplate.kernels.recurrence.autograd import Form
 
-SLICE = 16  # DS: four gates of it are the 64 rows that a warp group's matrix unit takes
-ROWS = 16  # BB
-FLAGS = 32  # per group: one per lane, so that a warp polls them in one load
-WARPS = 8
 MOST_ROUNDS = 3  # launches after one another; an estimate of where one product per step wins, not yet measured
-WIDTHS = range(128, 1281, 128)  # the next spills under Triton 3.6
-
-
-@triton.jit
-def _wait(flags, expected, WAIT: tl.constexpr):
-    """Until every flag has its count; without WAIT (one program per group, as in the interpreter) there is no one."""
-    if WAIT:
-        missing = -1
-        while missing < 0:
-            seen = tl.inline_asm_elementwise(
-                "ld.acquire.gpu.global.s32 $0, [$1];", "=r,l", [flags], dtype=tl.int32, is_pure=False, pack=1
-            )
-            missing = tl.min(seen - expected, axis=0)
-        tl.debug_barrier()  # each lane acquired one flag; the barrier hands all of them to every lane
+WIDTHS = range(128, 1409, 128)  # R's slice of the next leaves too little shared memory or spills
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -63,15 +48,12 @@ def forward_kernel(
         matrices = matrices + (tl.load(at),)  # type: ignore[assignment]
     state = row[None, :] * D + own[:, None]
     c = tl.load(cells + state, mask=inside, other=0.0)
-    flag = tl.arange(0, FLAGS)
     group = flags + tl.program_id(1) * FLAGS
-    polled = (group + flag).to(tl.int64)
-    per_step = (G - flag + FLAGS - 1) // FLAGS  # programs that add to each flag
     x = gates + row[None, :].to(tl.int64) * row_stride + (gate * gate_stride + column)[:, None]
     out = h + row[None, :].to(tl.int64) * T * D + own[:, None]
     for t in range(0, T):
         pre = tl.load(x + tl.cast(t, tl.int64) * step_stride, mask=inside, other=0.0).to(tl.float32)
-        _wait(polled, t * per_step, G > 1)
+        await_step(group, t, G, FLAGS)
         slot = exchange + (t % 2) * B * D
         for n in tl.static_range(D // PIECE):
             before = tl.load(
@@ -88,15 +70,13 @@ def forward_kernel(
         c = sigmoid(f + offset, FAST) * c + sigmoid(i, FAST) * tanh(z, FAST)
         h_wide = approximate_sigmoid(o, FAST) * approximate_tanh(c, FAST)
         h_now = h_wide.to(h.dtype.element_ty)
-        kept = 1.0
         if keep is not None:
             kept = tl.load(keep + row * (T + 1) + t + 1, mask=row < B, other=0.0)[None, :]
-            c = c * kept
+            h_wide = tl.where(kept != 0.0, h_wide, 0.0)
+            c = tl.where(kept != 0.0, c, 0.0)
         # Before this step began, every program had finished the step before, and with it all reads of this slot.
-        tl.store(exchange + ((t + 1) % 2) * B * D + state, (h_wide * kept).to(h.dtype.element_ty), mask=inside)
-        if G > 1:
-            tl.debug_barrier()
-            tl.atomic_add(group + part % FLAGS, 1, sem="release", scope="gpu")
+        tl.store(exchange + ((t + 1) % 2) * B * D + state, h_wide.to(h.dtype.element_ty), mask=inside)
+        announce(group, part, G, FLAGS)
         tl.store(out + tl.cast(t, tl.int64) * D, h_now, mask=inside)
         tl.store(cells + tl.cast(t + 1, tl.int64) * (B * D) + state, c, mask=inside)
         if t == T - 1:
@@ -104,9 +84,9 @@ def forward_kernel(
 
 
 def piece(D: int) -> int:
-    """The largest power of two that divides D, if three such pieces make D, else 128: five pieces of 256 spill."""
+    """The largest power of two that divides D, if three such pieces make D; else 128, beyond 1280 64: more spill."""
     largest = D & -D
-    return largest if D // largest <= 3 else min(largest, 128)
+    return largest if D // largest <= 3 else min(largest, 128 if D <= 1280 else 64)
 
 
 def rows_at_once(D: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -121,6 +101,12 @@ def rows_at_once(D: int, dtype: torch.dtype, device: torch.device) -> int:
     return ROWS * (properties.multi_processor_count // (D // SLICE))
 
 
+def _fits(B: int, D: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the persistent form runs, forward and backward; else steps.py does."""
+    at_once = rows_at_once(D, dtype, device)
+    return at_once > 0 and MOST_ROUNDS * at_once >= B
+
+
 def forward(
     gates: Tensor,
     recurrent: Tensor,
@@ -131,9 +117,9 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, _, _, D = gates.shape
-    at_once = rows_at_once(D, gates.dtype, gates.device)
-    if at_once == 0 or MOST_ROUNDS * at_once < B:
+    if not _fits(B, D, gates.dtype, gates.device):
         return steps.forward(gates, recurrent, h0, c0, resets, forget_offset, keep)
+    at_once = rows_at_once(D, gates.dtype, gates.device)
     matrix = recurrent[:, 0].to(gates.dtype).contiguous()
     x = gates if gates.stride(-1) == 1 else gates.contiguous()
     h, cells = gates.new_empty(B, T, 1, D), gates.new_empty(T + 1, B, D, dtype=torch.float32)
@@ -155,21 +141,45 @@ def _launch(
     G, groups = D // SLICE, triton.cdiv(B, ROWS)
     h, cells = x.new_empty(B, T, 1, D), x.new_empty(T + 1, B, D, dtype=torch.float32)
     exchange, h_last = x.new_zeros(2, B, D), cells.new_empty(B, D)
-    flags = torch.zeros(groups, FLAGS, dtype=torch.int32, device=x.device)
     cells[0] = 0 if c0 is None else c0
     if h0 is not None:
         exchange[0] = h0
-    keep = None
-    if resets is not None:
-        keep = torch.nn.functional.pad((~resets).float(), (0, 1), value=1.0)
-        exchange[0] *= keep[:, :1]
-        cells[0] *= keep[:, :1]
+    steps.empty_first((exchange[0], cells[0]), resets)
     forward_kernel[(G, groups)](
-        x, matrix, keep, exchange, flags, h, h_last, cells, T, B, *x.stride()[:3], forget_offset, D=D, DS=SLICE,
-        BB=ROWS, G=G, PIECE=piece(D), FLAGS=FLAGS, FAST=not interpreting(), UPCAST=interpreting(), num_warps=WARPS,
-        launch_cooperative_grid=G > 1,
+        x, matrix, steps.keeping(resets), exchange, new_flags(groups, x.device), h, h_last, cells, T, B,
+        *x.stride()[:3], forget_offset, D=D, DS=SLICE, BB=ROWS, G=G, PIECE=piece(D), FLAGS=FLAGS,
+        FAST=not interpreting(), UPCAST=interpreting(), num_warps=WARPS, launch_cooperative_grid=G > 1,
     )  # fmt: skip
     return h, h_last, cells
 
 
-FORM = Form(forward, steps.backward, steps.kept, needs_gates=True)
+def _walk_back(
+    pre: Tensor,
+    cells: Tensor,
+    recurrent: Tensor,
+    resets: Tensor | None,
+    dh: Tensor,
+    dh_last: Tensor | None,
+    dc_last: Tensor | None,
+    dgates: Tensor,
+    forget_offset: float,
+) -> Tensor:
+    """steps.walk_back, by launches of as many rows as fit."""
+    B, D, keep = pre.shape[0], pre.shape[3], steps.keeping(resets)
+    at_once, matrix = rows_at_once(D, dgates.dtype, dgates.device), recurrent[:, 0].to(dgates.dtype).contiguous()
+    dc0 = pre.new_empty(B, D)
+    for start in range(0, B, at_once):
+        rows = slice(start, min(B, start + at_once))
+        kept, last_h, last_c = (None if x is None else x[rows] for x in (keep, dh_last, dc_last))
+        part = pre[rows], cells[:, rows].contiguous(), matrix, kept, dh[rows], last_h, last_c, dgates[rows]
+        dc0[rows] = persistent_backward.walk_back(*part, forget_offset)
+    return dc0
+
+
+def backward(dh: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See steps.backward."""
+    B, _, _, D = dh.shape
+    return steps.backward(dh, *others, walk=_walk_back if _fits(B, D, others[2].dtype, dh.device) else steps.walk_back)
+
+
+FORM = Form(forward, backward, steps.kept, needs_gates=True)

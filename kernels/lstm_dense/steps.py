@@ -3,6 +3,8 @@
 Letters: B rows, T steps, D width, BD columns of a program. Importing this needs Triton.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -36,9 +38,9 @@ def forward_step(
     h_now = sigmoid(o, FAST) * tanh(c_now, FAST)
     tl.store(h + row.to(tl.int64) * h_stride + column, h_now.to(h.dtype.element_ty), mask=inside)
     if keep is not None:
-        kept = tl.load(keep + row * keep_stride)
-        c_now = c_now * kept
-        h_now = h_now * kept
+        kept = tl.load(keep + row * keep_stride) != 0.0  # a product with 0 would let a NaN through
+        c_now = tl.where(kept, c_now, 0.0)
+        h_now = tl.where(kept, h_now, 0.0)
     tl.store(c_next + row * D + column, c_now, mask=inside)
     tl.store(operand + row * D + column, h_now.to(operand.dtype.element_ty), mask=inside)
 
@@ -62,9 +64,9 @@ def backward_step(
     dh_now = tl.load(dh + row * D + column, mask=inside, other=0.0)
     dc_now = tl.load(dc + row * D + column, mask=inside, other=0.0)
     if keep is not None:
-        kept = tl.load(keep + row * keep_stride)
-        dh_now = dh_now * kept
-        dc_now = dc_now * kept
+        kept = tl.load(keep + row * keep_stride) != 0.0
+        dh_now = tl.where(kept, dh_now, 0.0)
+        dc_now = tl.where(kept, dc_now, 0.0)
     dh_now += tl.load(dh_out + row.to(tl.int64) * dh_stride + column, mask=inside, other=0.0).to(tl.float32)
     dc_now += dh_now * o * (1.0 - tanh_c * tanh_c)
     da_i = (dc_now * z * i * (1.0 - i)).to(operand.dtype.element_ty)
@@ -92,11 +94,22 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()
 
 
-def _keep(resets: Tensor | None, T: int) -> list[Tensor | None]:
-    """Per step and the end [B] fp32 with the stride of T + 1: 0 where a document starts."""
-    if resets is None:
-        return [None] * (T + 1)
-    return list(torch.nn.functional.pad((~resets).float(), (0, 1), value=1.0).unbind(1))
+def keeping(resets: Tensor | None) -> Tensor | None:
+    """[B, T + 1] fp32: 0 where a document starts; nothing starts after the last step."""
+    return None if resets is None else torch.nn.functional.pad((~resets).float(), (0, 1), value=1.0)
+
+
+def _each_keep(resets: Tensor | None, T: int) -> Sequence[Tensor | None]:
+    """Columns of `keeping`, with the stride of T + 1."""
+    keep = keeping(resets)
+    return [None] * (T + 1) if keep is None else keep.unbind(1)
+
+
+def empty_first(states: Sequence[Tensor], resets: Tensor | None) -> None:
+    """Replaces by 0 the rows of states [B, D] that step 0 resets."""
+    if resets is not None:
+        for state in states:
+            state.masked_fill_(resets[:, :1], 0)
 
 
 def _matrix(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,14 +133,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, _, _, D = gates.shape
     x = gates if gates.stride(-1) == 1 else gates.contiguous()
-    matrix, keeps = _matrix(recurrent, gates.dtype), _keep(resets, T)
+    matrix, keeps = _matrix(recurrent, gates.dtype), _each_keep(resets, T)
     h = gates.new_empty(B, T, 1, D)
     c = gates.new_empty(T + 1, B, D, dtype=torch.float32)
     operand = gates.new_zeros(B, D) if h0 is None else h0[:, 0].to(gates.dtype, copy=True)
     c[0] = 0 if c0 is None else c0[:, 0]
-    if keeps[0] is not None:
-        operand *= keeps[0][:, None]
-        c[0] *= keeps[0][:, None]
+    empty_first((operand, c[0]), resets)
     grid = (B, triton.cdiv(D, COLUMNS))
     for t in range(T):
         forward_step[grid](
@@ -135,6 +146,35 @@ def forward(
             x.stride(2), T * D, T + 1, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=WARPS,
         )  # fmt: skip
     return h, operand.float()[:, None], c[T][:, None].clone(), c if keep else c.new_empty(0), c.new_empty(0)
+
+
+def walk_back(
+    pre: Tensor,
+    c: Tensor,
+    recurrent: Tensor,
+    resets: Tensor | None,
+    dh: Tensor,
+    dh_last: Tensor | None,
+    dc_last: Tensor | None,
+    dgates: Tensor,
+    forget_offset: float,
+) -> Tensor:
+    """dc0 [B, D], not yet emptied by step 0; fills dgates [B, T, 4, D] from pre [B, T, 4, D] and dh [B, T, D]."""
+    B, T, _, D = pre.shape
+    transposed, keeps = _matrix(recurrent, dgates.dtype).mT, _each_keep(resets, T)
+    operand = dgates.new_empty(B, 4 * D)
+    dh_now, dc = (
+        c.new_zeros(B, D) if state is None else state.clone(memory_format=torch.contiguous_format)
+        for state in (dh_last, dc_last)
+    )
+    for t in range(T - 1, -1, -1):
+        if t < T - 1:
+            dh_now = _product(operand, transposed)
+        backward_step[(B, triton.cdiv(D, COLUMNS))](
+            pre[:, t], c[t], keeps[t + 1], dh[:, t], dh_now, dc, dgates[:, t], operand, D, T * 4 * D,
+            dh.stride(0), T + 1, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=WARPS,
+        )  # fmt: skip
+    return dc
 
 
 def backward(
@@ -150,27 +190,21 @@ def backward(
     c0: Tensor | None,
     resets: Tensor | None,
     forget_offset: float,
+    walk: Callable[..., Tensor] = walk_back,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is parallel over steps: pre-activations before the walk back, products with R and h after it."""
     B, T, _, D = h.shape
-    matrix, keeps = _matrix(recurrent, h.dtype), _keep(resets, T)
+    matrix = _matrix(recurrent, h.dtype)
     before = before_each_step(h, h0, resets, h.dtype)
     pre = _product(before.view(B * T, D), matrix).view(B, T, 4, D).add_(gates[:, :, :, 0])
     arriving = dh if dh.stride(-1) == 1 else dh.contiguous()
-    dgates, operand = h.new_empty(B, T, 4, 1, D), h.new_empty(B, 4 * D)
-    dh_now, dc = (
-        c.new_zeros(B, D) if state is None else state[:, 0].clone(memory_format=torch.contiguous_format)
-        for state in (dh_last, dc_last)
-    )
-    grid = (B, triton.cdiv(D, COLUMNS))
-    for t in range(T - 1, -1, -1):
-        backward_step[grid](
-            pre[:, t], c[t], keeps[t + 1], arriving[:, t], dh_now, dc, dgates[:, t], operand, D, T * 4 * D,
-            arriving.stride(0), T + 1, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=WARPS,
-        )  # fmt: skip
-        dh_now = _product(operand, matrix.mT)
-    if keeps[0] is not None:
-        dh_now, dc = dh_now * keeps[0][:, None], dc * keeps[0][:, None]
-    return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh_now[:, None], dc[:, None]
+    dgates = h.new_empty(B, T, 4, D)
+    last = (None if state is None else state[:, 0].contiguous() for state in (dh_last, dc_last))
+    dc0 = walk(pre, c, recurrent, resets, arriving[:, :, 0], *last, dgates, forget_offset)
+    dh0 = _product(dgates[:, 0].reshape(B, 4 * D), matrix.mT)
+    empty_first((dh0, dc0), resets)
+    dgates = dgates[:, :, :, None]
+    return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh0[:, None], dc0[:, None]
 
 
 FORM = Form(forward, backward, kept, needs_gates=True)

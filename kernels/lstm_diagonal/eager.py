@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
+from hotplate.kernels.recurrence.resets import steps_that_reset
 
 CPU_CHUNK_BYTES = 1 << 20  # of activated gates: they, their coefficients and the states share the second-level cache
 
@@ -14,9 +15,8 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-def saved_shape(gates: Tensor) -> tuple[int, ...]:
+def saved_shape(B: int, T: int, D: int) -> tuple[int, ...]:
     """Of what the backward needs besides its inputs: h and c from the start on."""
-    B, T, _, D = gates.shape
     return 2, T + 1, B, D
 
 
@@ -26,13 +26,6 @@ def _chunks(gates: Tensor) -> list[slice]:
     step_bytes = max(1, 4 * B * D) * state_dtype(gates.dtype).itemsize
     K = T if gates.device.type != "cpu" else max(1, CPU_CHUNK_BYTES // step_bytes)
     return [slice(first, min(first + K, T)) for first in range(0, T, K)]
-
-
-def _steps_that_reset(resets: Tensor | None, T: int) -> list[bool]:
-    """Steps at which a row may be reset: every step on a GPU, which is not stopped to ask."""
-    if resets is None:
-        return [False] * T
-    return resets.any(0).tolist() if resets.device.type == "cpu" else [True] * T
 
 
 def _activate(act: Tensor, forget_offset: float) -> None:
@@ -55,12 +48,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h [B, T, D], h_last and c_last [B, D], and states of `saved_shape` (empty unless saving)."""
     B, T, _, D = gates.shape
-    states = gates.new_empty(saved_shape(gates), dtype=state_dtype(gates.dtype))
+    states = gates.new_empty(saved_shape(B, T, D), dtype=state_dtype(gates.dtype))
     for state, start in zip(states, (h0, c0), strict=True):
         state[0] = 0 if start is None else start
     act, tanh_c = states.new_empty(B, 4, D), states.new_empty(B, D)
     i, f, z, o = act.unbind(1)
-    resetting, (hs, cs) = _steps_that_reset(resets, T), (state.unbind(0) for state in states)
+    resetting, (hs, cs) = steps_that_reset(resets, T), (state.unbind(0) for state in states)
     h = gates.new_empty(B, T, D)
     for steps in _chunks(gates):
         for t, gates_t in enumerate(gates[:, steps].to(states.dtype).unbind(1), steps.start):
@@ -96,7 +89,7 @@ def backward(
     forget_offset: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dgates like gates, drecurrent [4, D], dh0 and dc0 [B, D]."""
-    resetting, c = _steps_that_reset(resets, gates.shape[1]), saved[1]
+    resetting, c = steps_that_reset(resets, gates.shape[1]), saved[1]
     carry_h, carry_c = (torch.zeros_like(c[0]) if d is None else d.clone() for d in (dh_last, dc_last))
     dgates = torch.empty_like(gates, memory_format=torch.contiguous_format)
     drecurrent = torch.zeros_like(recurrent)

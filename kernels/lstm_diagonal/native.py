@@ -21,9 +21,8 @@ def _sizes(gates: Tensor) -> list[ctypes.c_int64 | ctypes.c_int]:
     return [ctypes.c_int64(B), ctypes.c_int64(T), ctypes.c_int64(D), ctypes.c_int(half)]
 
 
-def saved_shape(gates: Tensor) -> tuple[int, ...]:
+def saved_shape(B: int, T: int, D: int) -> tuple[int, ...]:
     """Of what the backward needs besides its inputs: (h, c) before every K-th step."""
-    B, T, _, D = gates.shape
     return B, -(-T // _library().checkpoint_steps()), 2, D
 
 
@@ -38,7 +37,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h [B, T, D], h_last and c_last [B, D], and the checkpoints of `saved_shape` (empty unless saving)."""
     B, T, _, D = gates.shape
-    h, saved = gates.new_empty(B, T, D), gates.new_empty(saved_shape(gates) if saving else 0, dtype=torch.float32)
+    h, saved = gates.new_empty(B, T, D), gates.new_empty(saved_shape(B, T, D) if saving else 0, dtype=torch.float32)
     h_last, c_last = (gates.new_empty(B, D, dtype=torch.float32) for _ in range(2))
     _library().forward(
         *(address(x) for x in (gates, recurrent, h0, c0, resets, h, h_last, c_last, saved if saving else None)),

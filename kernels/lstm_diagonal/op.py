@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hotplate.kernels.checks import want, want_float, want_resets, want_state
 from hotplate.kernels.launch import choose_impl
-from hotplate.kernels.lstm_diagonal import reference, registered
+from hotplate.kernels.lstm_diagonal import forms, reference
 
 
 def lstm_diagonal(
@@ -56,4 +56,4 @@ def lstm_diagonal(
     want_resets("lstm_diagonal", resets, (B, T), gates)
     if impl == "reference":
         return reference.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset)
-    return registered.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset, impl)
+    return forms.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset, impl)

@@ -175,9 +175,8 @@ def _launch(kernel: triton.runtime.JITFunction, gates: Tensor, *arguments: objec
     launch(kernel, gates, B * triton.cdiv(D, columns), gates, *arguments, num_warps=NUM_WARPS, **constants)
 
 
-def saved_shape(gates: Tensor) -> tuple[int, ...]:
+def saved_shape(B: int, T: int, D: int) -> tuple[int, ...]:
     """Of what the backward needs besides its inputs: (h, c) before every span."""
-    B, T, _, D = gates.shape
     return B, triton.cdiv(T, SPAN), 2, D
 
 
@@ -196,7 +195,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h [B, T, D], h_last and c_last [B, D], and the checkpoints of `saved_shape` (empty unless saving)."""
     B, T, _, D = gates.shape
-    h, saved = gates.new_empty(B, T, D), gates.new_empty(saved_shape(gates) if saving else 0, dtype=torch.float32)
+    h, saved = gates.new_empty(B, T, D), gates.new_empty(saved_shape(B, T, D) if saving else 0, dtype=torch.float32)
     h_last, c_last = (gates.new_empty(B, D, dtype=torch.float32) for _ in range(2))
     kept = saved if saving else None
     _launch(forward_kernel, gates, recurrent, h0, c0, _bytes(resets), h, h_last, c_last, kept, T, D, forget_offset)

@@ -4,12 +4,13 @@ Letters: B rows, T steps, D width, K steps of a chunk. Work tensors are time-maj
 The backward is the closed form derived in README.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
+from hotplate.kernels.recurrence.resets import steps_that_reset
 
 CPU_CHUNK_BYTES = 1 << 18  # per gate: fastest of 2^15..2^20, AMD EPYC Zen 4, 2026-11-22
 
@@ -29,7 +30,7 @@ def _chunk_steps(gates: Tensor) -> int:
 def _activate(pre: Tensor, act: Tensor, reset: Tensor | None, forget_offset: float) -> None:
     """Fills act [4, K, B, D] with (i, f kept, z, o) from pre [3 or 4, K, B, D]; reset is [K, B, 1].
 
-    `f kept` is f, or 0 where the state is reset: with it a reset costs nothing in the step.
+    `f kept` is f, or 0 where the state is reset: what it multiplies must be finite there.
     """
     i, f, z, o = act
     pre = pre.to(act.dtype)
@@ -44,16 +45,19 @@ def _activate(pre: Tensor, act: Tensor, reset: Tensor | None, forget_offset: flo
         f.masked_fill_(reset, 0)
 
 
-def _chunks(gates: Tensor, resets: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """(steps, pre [3 or 4, K, B, D], reset [K, B, 1]) from the first step to the last."""
+def _chunks(gates: Tensor, resets: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None, list[bool]]]:
+    """(steps, pre [3 or 4, K, B, D], reset [K, B, 1], which steps may reset) from the first step to the last."""
     T, K = gates.shape[1], _chunk_steps(gates)
+    resetting = steps_that_reset(resets, T)
     for first in range(0, T, K):
         steps = slice(first, min(first + K, T))
-        yield (
-            steps,
-            gates[:, steps].permute(2, 1, 0, 3),
-            None if resets is None else resets[:, steps].t()[..., None],
-        )
+        reset = None if resets is None else resets[:, steps].t()[..., None]
+        yield steps, gates[:, steps].permute(2, 1, 0, 3), reset, resetting[steps]
+
+
+def _emptied(state: Tensor, reset: Tensor | None, resetting: Sequence[bool], k: int) -> Tensor:
+    """`state` with 0 in rows that step k resets: a NaN times `f kept` would outlive the reset."""
+    return state.masked_fill(reset[k], 0) if reset is not None and resetting[k] else state
 
 
 def _work(gates: Tensor) -> Tensor:
@@ -72,15 +76,15 @@ def _forward(
     h = gates.new_empty(B, T, D)
     c[0] = 0 if c0 is None else c0
     tanh_c = torch.empty_like(act[0])
-    for steps, pre, reset in _chunks(gates, resets):
+    for steps, pre, reset, resetting in _chunks(gates, resets):
         size = steps.stop - steps.start
         i, f, z, o = chunk = act[:, :size]
         _activate(pre, chunk, reset, forget_offset)
         states = c[steps.start : steps.stop + 1] if saving else c[: size + 1]
         torch.mul(i, z, out=states[1:])
         each = states.unbind(0)
-        for c_t, c_before, f_t in zip(each[1:], each, f.unbind(0), strict=False):
-            c_t.addcmul_(f_t, c_before)
+        for k, (c_t, c_before, f_t) in enumerate(zip(each[1:], each, f.unbind(0), strict=False)):
+            c_t.addcmul_(f_t, _emptied(c_before, reset, resetting, k))
         torch.mul(o, torch.tanh(states[1:], out=tanh_c[:size]), out=h[:, steps].transpose(0, 1))
         if not saving:
             c[0] = each[-1]
@@ -88,7 +92,14 @@ def _forward(
 
 
 def _backward_chunk(
-    dh: Tensor, act: Tensor, c: Tensor, reset: Tensor | None, carry: Tensor, dpre: Tensor, work: Tensor
+    dh: Tensor,
+    act: Tensor,
+    c: Tensor,
+    reset: Tensor | None,
+    resetting: Sequence[bool],
+    carry: Tensor,
+    dpre: Tensor,
+    work: Tensor,
 ) -> None:
     """Fills dpre [3 or 4, K, B, D] from dh [K, B, D] and carry [2, B, D], and moves carry one chunk back.
 
@@ -103,17 +114,17 @@ def _backward_chunk(
     torch.mul(dh, o, out=dc)
     _tanh_backward(dc, tanh_c, grad_input=dc)
     f_after, dc_after = carry
-    for dc_t, f_t in zip(reversed(dc.unbind(0)), reversed(f.unbind(0)), strict=True):
-        dc_t.addcmul_(f_after, dc_after)
-        f_after, dc_after = f_t, dc_t
+    for k in range(len(dc) - 1, -1, -1):
+        dc[k].addcmul_(f_after, dc_after)
+        f_after, dc_after = f[k], _emptied(dc[k], reset, resetting, k)
     torch.stack((f_after, dc_after), out=carry)
     _tanh_backward(torch.mul(dc, i, out=product), z, grad_input=dpre[-2])
-    c_before = c[:-1]
+    c_before = c[:-1] if reset is None else c[:-1].masked_fill(reset, 0)
     if len(dpre) == 4:
         _sigmoid_backward(torch.mul(dc, z, out=product), i, grad_input=dpre[0])
         _sigmoid_backward(torch.mul(dc, c_before, out=product), f, grad_input=dpre[1])
     else:  # i = 1 - f, so f (1 - f) = i (1 - i), which a reset leaves alone
-        torch.sub(c_before if reset is None else c_before.masked_fill(reset, 0), z, out=product)
+        torch.sub(c_before, z, out=product)
         _sigmoid_backward(product.mul_(dc), i, grad_input=dpre[0])
 
 
@@ -139,7 +150,7 @@ def backward(
     act = _work(gates)
     carry = torch.stack((torch.ones_like(saved[0]), torch.zeros_like(saved[0]) if dc_last is None else dc_last))
     work = torch.empty_like(act[:2])
-    for steps, pre, reset in reversed(list(_chunks(gates, resets))):
+    for steps, pre, reset, resetting in reversed(list(_chunks(gates, resets))):
         size = steps.stop - steps.start
         _activate(pre, act[:, :size], reset, forget_offset)
         _backward_chunk(
@@ -147,6 +158,7 @@ def backward(
             act[:, :size],
             saved[steps.start : steps.stop + 1],
             reset,
+            resetting,
             carry,
             dgates[:, steps].permute(2, 1, 0, 3),
             work[:, :size],

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
-from hotplate.kernels.recurrence.autograd import Form, Shapes, recurrent_gradient
+from hotplate.kernels.recurrence.autograd import Form, Shapes, add_product, recurrent_gradient
+from hotplate.kernels.recurrence.resets import steps_that_reset
 
 _ORDER = (3, 0, 1, 2)  # block of (i, f, z, o) held at each place of (o, i, f, z)
 
@@ -23,24 +24,9 @@ def _matrix(recurrent: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded[list(_ORDER)].permute(1, 0, 3, 2).reshape(R, 4 * K, K).mT
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, all [R, ...]; one product is a fifth faster by itself than as a batch of one."""
-    if len(right) == 1:
-        total[0].addmm_(left[0], right[0])
-    else:
-        total.baddbmm_(left, right)
-
-
-def _keep(resets: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """[T, 1, B, 1]: what multiplies the state before each step."""
-    return None if resets is None else (~resets).t()[:, None, :, None].to(dtype)
-
-
-def _steps_that_reset(resets: Tensor | None, T: int) -> list[bool]:
-    """Steps at which a row may be reset: every step on a GPU, which is not stopped to ask."""
-    if resets is None:
-        return [False] * T
-    return resets.any(0).tolist() if resets.device.type == "cpu" else [True] * T
+def _starts(resets: Tensor | None) -> Tensor | None:
+    """[T, 1, B, 1]: where a state is replaced by 0. A product with 0 would let a NaN through."""
+    return None if resets is None else resets.t()[:, None, :, None]
 
 
 def _run(
@@ -64,19 +50,19 @@ def _run(
         state[0] = 0 if start is None else start.transpose(0, 1)
     if gates.dtype != wide:
         h[0] = h[0].to(gates.dtype)
-    keep = _keep(resets, wide)
+    starts, zero = _starts(resets), h.new_zeros(())
     tanh_c, kept_h, kept_c = (torch.empty_like(h[0]) for _ in range(3))
-    resetting = _steps_that_reset(resets, T)
+    resetting = steps_that_reset(resets, T)
     products = act.view(T, R, -1, 4 * K).unbind(0)
     o_i_f, z_gate = act[:, :, :, :3].unbind(0), act[:, :, :, 3].unbind(0)
     o_gate, i_gate, f_gate = (act[:, :, :, place].unbind(0) for place in range(3))
     hs, cs = h.unbind(0), c.unbind(0)
     for t in range(T):
         h_before, c_before = hs[t], cs[t]
-        if keep is not None and resetting[t]:
-            h_before = torch.mul(h_before, keep[t], out=kept_h)
-            c_before = torch.mul(c_before, keep[t], out=kept_c)
-        _add_product(products[t], h_before.view(R, -1, K), matrix)
+        if starts is not None and resetting[t]:
+            h_before = torch.where(starts[t], zero, h_before, out=kept_h)
+            c_before = torch.where(starts[t], zero, c_before, out=kept_c)
+        add_product(products[t], h_before.view(R, -1, K), matrix)
         o_i_f[t].sigmoid_()
         z_gate[t].tanh_()
         torch.mul(i_gate[t], z_gate[t], out=cs[t + 1]).addcmul_(f_gate[t], c_before)
@@ -86,7 +72,7 @@ def _run(
     return act, h, c
 
 
-def _coefficients(act: Tensor, c: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+def _coefficients(act: Tensor, c: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """What turns (dh, dc, dc, dc) into d(o, i, f, z) [T, H, B, 4, K], and dh into its part of dc."""
     o, i, f, z = act.unbind(3)
     tanh_c = torch.tanh(c[1:])
@@ -94,7 +80,7 @@ def _coefficients(act: Tensor, c: Tensor, keep: Tensor | None) -> tuple[Tensor, 
     sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
     sigmoid_backward.grad_input(tanh_c, o, grad_input=coefficients[:, :, :, 0])
     sigmoid_backward.grad_input(z, i, grad_input=coefficients[:, :, :, 1])
-    c_before = c[:-1] if keep is None else c[:-1] * keep
+    c_before = c[:-1] if starts is None else c[:-1].masked_fill(starts, 0)
     sigmoid_backward.grad_input(c_before, f, grad_input=coefficients[:, :, :, 2])
     tanh_backward.grad_input(i, z, grad_input=coefficients[:, :, :, 3])
     return coefficients, torch.ops.aten.tanh_backward(o, tanh_c)
@@ -110,23 +96,23 @@ def _run_back(
     """
     T, H, B, _, K = act.shape
     R = len(matrix)
-    keep = _keep(resets, act.dtype)
-    resetting = _steps_that_reset(resets, T)
-    dpre, dc_per_dh = _coefficients(act, c, keep)
-    forgets = act[:, :, :, 2] if keep is None else act[:, :, :, 2] * keep
-    transposed = matrix.mT
-    dhs, dc_per_dhs, fs = dh.unbind(0), dc_per_dh.unbind(0), forgets.unbind(0)
+    starts, resetting = _starts(resets), steps_that_reset(resets, T)
+    dpre, dc_per_dh = _coefficients(act, c, starts)
+    # One sum per gate: a single chain of 4 K terms loses more digits than torch's own gradient, which has such sums.
+    matrices = matrix.mT.unflatten(1, (4, K))
+    operands = dpre.view(T, R, -1, 4, K).transpose(2, 3).unbind(0)
+    dhs, dc_per_dhs, fs = dh.unbind(0), dc_per_dh.unbind(0), act[:, :, :, 2].unbind(0)
     d_o, d_ifz = dpre[:, :, :, 0].unbind(0), dpre[:, :, :, 1:].unbind(0)
-    products = dpre.view(T, R, -1, 4 * K).unbind(0)
     for t in range(T - 1, -1, -1):
         dc.addcmul_(dhs[t + 1], dc_per_dhs[t])
         d_o[t].mul_(dhs[t + 1])
         d_ifz[t].mul_(dc[:, :, None])
         dc.mul_(fs[t])
-        if keep is not None and resetting[t]:
-            dhs[t].addcmul_(torch.bmm(products[t], transposed).view(H, B, K), keep[t])
-        else:
-            _add_product(dhs[t].view(R, -1, K), products[t], transposed)
+        before = torch.matmul(operands[t], matrices).sum(1).view(H, B, K)
+        if starts is not None and resetting[t]:
+            for arriving in (before, dc):
+                arriving.masked_fill_(starts[t], 0)
+        dhs[t].add_(before)
     return dpre, dhs[0], dc
 
 

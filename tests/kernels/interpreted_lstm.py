@@ -5,7 +5,7 @@ The interpreter cuts float32 to bfloat16 where a GPU rounds, hence the limit of 
 
 import pytest
 import torch
-from numerics import assert_bitwise, relative, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, relative, run
 
 from hotplate.kernels.lstm import lstm, resident
 
@@ -117,3 +117,8 @@ def test_a_head_too_wide_for_one_multiprocessor_is_refused():
 def test_torch_accepts_the_operator():
     leaves = [x.requires_grad_() for x in inputs(2, 2, 1, 16, 1)]
     torch.library.opcheck(torch.ops.hotplate.lstm.default, (*leaves, resets_at(2, 2, (0, 1)), 0.5, "triton", True))
+
+
+def test_a_nan_does_not_outlive_a_reset():
+    gates, recurrent, *starts = inputs(2, 9, 1, 5, 1)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm(gates, recurrent, *rest, impl="triton"), gates, starts)

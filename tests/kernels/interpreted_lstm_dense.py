@@ -6,7 +6,7 @@ after another; every other D runs step by step.
 
 import pytest
 import torch
-from numerics import assert_bitwise, relative, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, relative, run
 
 from hotplate.kernels.lstm_dense import lstm_dense, persistent
 
@@ -83,3 +83,9 @@ def test_torch_accepts_the_operator(width):
     gates, recurrent, h0, c0 = inputs(2, 2, width, torch.float32)
     leaves = [x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None])]
     torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (*leaves, None, 0.5, "triton", True))
+
+
+@pytest.mark.parametrize("width", [D, 20])
+def test_a_nan_does_not_outlive_a_reset(width):
+    gates, recurrent, *starts = inputs(2, 9, width, torch.float32)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm_dense(gates, recurrent, *rest, impl="triton"), gates, starts)

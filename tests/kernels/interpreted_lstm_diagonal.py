@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm_diagonal import lstm_diagonal, streaming
 
@@ -20,10 +20,12 @@ def form(impl, resets=None, **options):
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
+        ((1, 1, 1), torch.float32),
         ((1, 1, 33), torch.bfloat16),
-        ((3, 5, 1), torch.float32),
-        ((1, SPAN, 17), torch.bfloat16),
-        ((2, SPAN + 1, 17), torch.float16),
+        ((3, 5, 43), torch.float32),
+        ((1, SPAN, 43), torch.bfloat16),
+        ((1, SPAN + 1, 5), torch.float32),
+        ((2, SPAN + 1, 64), torch.float16),
         ((1, 2, COLUMNS + 1), torch.float32),
     ],
     ids=str,
@@ -31,15 +33,18 @@ def form(impl, resets=None, **options):
 def test_error_is_within_budget(shape, dtype):
     B, T, D = shape
     options = {"resets": torch.rand(B, T) < 0.3, "forget_offset": 1.0}
-    inputs = [torch.randn(B, T, 4, D).to(dtype), torch.randn(4, D), torch.randn(B, D), torch.randn(B, D)]
-    check(form("triton", **options), form("reference", **options), inputs)
+
+    def draw():
+        return torch.randn(B, T, 4, D).to(dtype), torch.randn(4, D), torch.randn(B, D), torch.randn(B, D)
+
+    check(form("triton", **options), form("reference", **options), draw)
 
 
 def test_resets_at_every_place_and_no_start():
     """Row 0 is reset at every even step, row 1 at every odd one."""
     T = SPAN + 1
     resets = (torch.arange(T) + torch.arange(2)[:, None]) % 2 == 0
-    check(form("triton", resets), form("reference", resets), [torch.randn(2, T, 4, 9), torch.randn(4, 9)])
+    check(form("triton", resets), form("reference", resets), lambda: [torch.randn(2, T, 4, 64), torch.randn(4, 64)])
 
 
 def test_runs_repeat_bitwise():
@@ -54,3 +59,10 @@ def test_a_nan_shows():
     with torch.no_grad():
         h, h_last, _ = lstm_diagonal(gates, torch.randn(4, 3), impl="triton")
     assert h[0, 1:, 0].isnan().all() and h_last[0, 0].isnan() and h[..., 1:].isfinite().all()
+
+
+def test_a_nan_does_not_outlive_a_reset():
+    recurrent, starts = torch.randn(4, 5), [torch.randn(2, 5), torch.randn(2, 5)]
+    assert_resets_stop_a_nan(
+        lambda gates, *rest: lstm_diagonal(gates, recurrent, *rest, impl="triton"), torch.randn(2, 9, 4, 5), starts
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.qlstm import qlstm, streaming
 
@@ -18,11 +18,13 @@ def form(impl, resets=None, **options):
 @pytest.mark.parametrize(
     ("shape", "dtype", "coupled"),
     [
+        ((1, 1, 1), torch.float32, False),
         ((1, 1, 33), torch.bfloat16, False),
         ((1, 1, 33), torch.float16, True),
-        ((3, 5, 1), torch.float32, False),
-        ((1, SPAN, 17), torch.bfloat16, True),
-        ((1, SPAN + 1, 17), torch.float16, False),
+        ((3, 5, 43), torch.float32, False),
+        ((1, SPAN, 43), torch.bfloat16, True),
+        ((1, SPAN + 1, 5), torch.float32, True),
+        ((1, SPAN + 1, 43), torch.float16, False),
         ((1, 2, COLUMNS + 1), torch.float32, True),
     ],
     ids=str,
@@ -30,21 +32,24 @@ def form(impl, resets=None, **options):
 def test_error_is_within_budget(shape, dtype, coupled):
     B, T, D = shape
     resets = torch.rand(B, T) < 0.3
-    gates = torch.randn(B, T, 3 if coupled else 4, D).to(dtype)
     options = {"resets": resets, "forget_offset": 1.0, "coupled": coupled}
-    check(form("triton", **options), form("reference", **options), [gates, torch.randn(B, D)])
+
+    def draw():
+        return torch.randn(B, T, 3 if coupled else 4, D).to(dtype), torch.randn(B, D)
+
+    check(form("triton", **options), form("reference", **options), draw)
 
 
 def test_resets_at_every_place_and_no_start():
     """Row 0 is reset at every even step, row 1 at every odd one."""
     T = SPAN + 1
     resets = (torch.arange(T) + torch.arange(2)[:, None]) % 2 == 0
-    check(form("triton", resets), form("reference", resets), [torch.randn(2, T, 4, 9)])
+    check(form("triton", resets), form("reference", resets), lambda: [torch.randn(2, T, 4, 64)])
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
 def test_error_is_within_budget_for_tiny_and_saturated_gates(scale):
-    check(form("triton"), form("reference"), [scale * torch.randn(1, 9, 4, 64)])
+    check(form("triton"), form("reference"), lambda: [scale * torch.randn(1, 9, 4, 64)])
 
 
 def test_packed_documents_are_each_document_alone_and_runs_repeat():
@@ -64,12 +69,12 @@ def test_packed_documents_are_each_document_alone_and_runs_repeat():
 
 @pytest.mark.parametrize(("S", "resetting"), [(2, True), (4, False)])
 def test_segments_of_time_join(monkeypatch, S, resetting):
-    T, D = S * SPAN, 5
+    T, D = S * SPAN, 43
     monkeypatch.setattr(streaming, "MOST_SEGMENTS", S)
     assert streaming.segments(1, T, D) == S
     resets = (torch.arange(T) % 11 == 3)[None] if resetting else None
     options = {"resets": resets, "forget_offset": 2.0}
-    check(form("triton", **options), form("reference", **options), [torch.randn(1, T, 4, D), torch.randn(1, D)])
+    check(form("triton", **options), form("reference", **options), lambda: [torch.randn(1, T, 4, D), torch.randn(1, D)])
 
 
 def test_segments_are_whole_spans_and_only_for_few_columns():
@@ -85,6 +90,12 @@ def test_a_nan_shows():
     with torch.no_grad():
         h, c_last = qlstm(gates, impl="triton")
     assert h[0, 1:, 0].isnan().all() and c_last[0, 0].isnan() and h[..., 1:].isfinite().all()
+
+
+def test_a_nan_does_not_outlive_a_reset():
+    assert_resets_stop_a_nan(
+        lambda gates, c0, resets: qlstm(gates, c0, resets, impl="triton"), torch.randn(2, 9, 4, 5), [torch.randn(2, 5)]
+    )
 
 
 CHEAP = ("test_schema", "test_faketensor")  # the others run the kernels again and again, and do not look at impl

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_long_memory, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm import lstm
 
@@ -45,7 +45,7 @@ def test_gradients_agree_with_differences(impl, heads, pattern):
     )
 
 
-SHAPES = [(1, 1, 1, 33), (1, 9, 5, 19), (3, 1, 2, 17), (2, 33, 3, 16), (5, 40, 1, 48)]
+SHAPES = [(1, 1, 1, 1), (1, 1, 1, 33), (1, 9, 3, 5), (1, 9, 5, 19), (3, 1, 2, 17), (2, 33, 3, 16), (5, 40, 1, 48)]
 
 
 RUNS = [("eager", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
@@ -62,7 +62,7 @@ def test_error_is_within_budget(shape, shared, impl, dtype):
     def op(impl):
         return lambda *leaves: lstm(*leaves, resets, forget_offset=1.0, impl=impl)
 
-    check(op(impl), op("reference"), inputs(B, T, H, K, 1 if shared else H, dtype))
+    check(op(impl), op("reference"), lambda: inputs(B, T, H, K, 1 if shared else H, dtype))
 
 
 @pytest.mark.parametrize("B", [2, 4, 6, 7, 8, 9, 12, 13, 25])
@@ -72,7 +72,7 @@ def test_every_tile_of_the_native_form_is_within_budget(B):
     check(
         lambda *leaves: lstm(*leaves, resets, impl="native"),
         lambda *leaves: lstm(*leaves, resets, impl="reference"),
-        inputs(B, 3, 1, 40, 1),
+        lambda: inputs(B, 3, 1, 40, 1),
     )
 
 
@@ -164,6 +164,13 @@ def test_extreme_gates_stay_finite(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_nan_does_not_outlive_a_reset(heads, impl):
+    gates, recurrent, *starts = inputs(2, 9, 2, 5, heads)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm(gates, recurrent, *rest, impl=impl), gates, starts)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_strides_do_not_matter(impl):
     B, T, H, K = 2, 9, 3, 8
     gates, recurrent, h0, c0 = inputs(B, T, H, K, H)
@@ -243,6 +250,12 @@ def test_inputs_are_left_alone(impl):
     ]
     for n, (mine, other) in enumerate(pairs):
         assert_bitwise(f"pair {n}", mine.detach(), other)
+
+
+def test_long_memory_keeps_its_gradient():
+    """Weights are small: h is rounded before each product by definition, which with larger ones is all that shows."""
+    inputs = [torch.randn(1, 4096, 4, 1, 8).bfloat16(), (0.02 * torch.randn(4, 1, 8, 8)).bfloat16()]
+    assert_long_memory(lambda impl, *x: lstm(*x, forget_offset=6.0, impl=impl), inputs, ["eager", "native"])
 
 
 G, R = torch.zeros(2, 3, 4, 2, 5), torch.zeros(4, 2, 5, 5)

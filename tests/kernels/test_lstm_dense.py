@@ -1,6 +1,6 @@
 import pytest
 import torch
-from numerics import assert_bitwise, check, run
+from numerics import assert_bitwise, assert_long_memory, assert_resets_stop_a_nan, check, run
 
 from hotplate.kernels.lstm_dense import import_torch_lstm, lstm_dense
 
@@ -31,14 +31,14 @@ RUNS += [("native", dtype) for dtype in (torch.float32, torch.bfloat16)]
 
 
 @pytest.mark.parametrize(("impl", "dtype"), RUNS, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 33), (8, 9, 65), (9, 5, 80)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 33), (3, 9, 65), (8, 9, 65), (9, 5, 80)], ids=str)
 def test_error_is_within_budget(shape, impl, dtype):
     resets = torch.rand(shape[:2]) < 0.2
 
     def op(impl):
         return lambda *leaves: lstm_dense(*leaves, resets, forget_offset=1.0, impl=impl)
 
-    check(op(impl), op("reference"), inputs(*shape, dtype))
+    check(op(impl), op("reference"), lambda: inputs(*shape, dtype))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -118,11 +118,23 @@ def test_a_carried_state_continues_the_run(impl):
         assert_bitwise("split", mine, other)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_nan_does_not_outlive_a_reset(impl):
+    gates, recurrent, *starts = inputs(2, 9, 5)
+    assert_resets_stop_a_nan(lambda gates, *rest: lstm_dense(gates, recurrent, *rest, impl=impl), gates, starts)
+
+
 @pytest.mark.parametrize("impl", ["eager", "native"])
 def test_torch_accepts_the_operator(impl):
     gates, recurrent, h0, c0 = inputs(2, 3, 8)
     leaves = [x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None])]
     torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (*leaves, None, 0.5, impl, True))
+
+
+def test_long_memory_keeps_its_gradient():
+    """Weights are small: h is rounded before each product by definition, which with larger ones is all that shows."""
+    inputs = [torch.randn(1, 4096, 4, 8).bfloat16(), (0.02 * torch.randn(4, 8, 8)).bfloat16()]
+    assert_long_memory(lambda impl, *x: lstm_dense(*x, forget_offset=6.0, impl=impl), inputs, ["eager", "native"])
 
 
 G, R = torch.zeros(2, 3, 4, 5), torch.zeros(4, 5, 5)

@@ -11,7 +11,7 @@ from hotplate.kernels import native
 from hotplate.kernels.launch import choose_impl
 from hotplate.kernels.native import build
 
-ULPS = {"sigmoid": 3.0, "tanh_of": 3.0}
+ULPS = {"sigmoid": 1.0, "tanh_of": 1.1}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def activations(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "truth"), [("sigmoid", torch.sigmoid), ("tanh_of", torch.tanh)])
-def test_activations_are_within_a_few_units_in_the_last_place(activations, name, truth):
+def test_activations_are_within_one_unit_in_the_last_place_or_a_little_more(activations, name, truth):
     tiny = torch.logspace(-30, 1, 500_000)
     x = torch.cat([torch.linspace(-30, 30, 2_000_001), tiny, -tiny])
     true = truth(x.double())
