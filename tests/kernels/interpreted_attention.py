@@ -120,12 +120,12 @@ def test_strides_do_not_matter():
 
 def test_addresses_pass_31_bits():
     """Positions 2^26 elements apart: the last document lies beyond element 2^31. Untouched pages cost no memory."""
-    T, stride = 34, 1 << 26
+    T, stride = 36, 1 << 26
     torch.utils.deterministic.fill_uninitialized_memory = False
     far = torch.empty(stride * (T - 1) + 16, dtype=torch.float16).as_strided((1, T, 1, 16), (0, stride, 16, 1))
     near = torch.randn(1, T, 1, 16).half()
     far.copy_(near)
-    edges = packing(0, 31, T)
+    edges = packing(0, 33, T)
     leaves = [far.detach().requires_grad_(), near.detach().requires_grad_()]
     found, want = ([x, *torch.autograd.grad(x.sum(), y)] for y in leaves for x in [_self_attention(y, edges)])
     for mine, other in zip(found, want, strict=True):
