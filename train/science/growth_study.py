@@ -130,6 +130,8 @@ class Study:
             )
             self.say(f"{folder.relative_to(self.folder)}")
             run(dataclasses.replace(config, seed=seed, run=where), "growth")
+            if not (folder / "summary.json").is_file():
+                raise InputError(f"{folder}: stopped by a signal; the same command goes on from there")
         return folder
 
     def small_run(self, seed: int) -> Path:
