@@ -1,4 +1,4 @@
-"""A model of other tokens from a trained text model: its body kept, its vocabulary replaced (TWIST, Hassid et al. 2023)."""
+"""A model of other tokens on the body of a trained text model (TWIST, Hassid et al. 2023)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
