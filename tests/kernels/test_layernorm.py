@@ -68,6 +68,7 @@ def test_promises(impl):
     norms.assert_runs_repeat(layernorm, one, impl)
     norms.assert_runs_repeat(add_layernorm, two, impl)
     norms.assert_the_sum_alone_has_its_gradient(add_layernorm, two, impl)
+    norms.assert_one_feature(add_layernorm, norms.inputs((9, 1), 2, VECTORS), impl)
     assert layernorm(one[0][:0], *one[1:], impl=impl).shape == (0, 40, 9)
 
 

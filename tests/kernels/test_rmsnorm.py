@@ -56,6 +56,7 @@ def test_promises(impl):
     norms.assert_runs_repeat(rmsnorm, one, impl)
     norms.assert_runs_repeat(add_rmsnorm, two, impl)
     norms.assert_the_sum_alone_has_its_gradient(add_rmsnorm, two, impl)
+    norms.assert_one_feature(add_rmsnorm, norms.inputs((9, 1), 2, VECTORS), impl)
     assert rmsnorm(one[0][:0], *one[1:], impl=impl).shape == (0, 40, 9)
 
 

@@ -27,6 +27,7 @@ FP32 = ("statistics", "dweight", "dbias", "cosine", "sine", "dweights", "factors
 INTEGERS = {"M": "i32", "D": "i32", "F": "i32", "S": "i32", "H": "i32", "G": "i32", "K": "i32", "C": "i32", "V": "i32"}
 NUMBERS = dict.fromkeys(("eps", "cap", "smoothing", "z", "rest1", "beta2", "rest2"), "fp32")
 OTHERS = {"targets": "*i64", "table": "*i64", "places": "*i32", "stride": "i32"}
+ABI_STACK_BYTES = 8  # reserved now and then (Triton 3.6, sm_100) without one instruction that uses it
 UNALIGNED = ("M", "C", "H", "G", "S")  # counts that need not be multiples of 16; widths are
 
 
@@ -148,7 +149,8 @@ def budgets(room: str) -> dict[str, Mapping[str, object]]:
 
 def assert_clean(what: Shipped, code: Compiled) -> None:
     """Whatever the version: nothing spills, a program fits the registers, rows come in wide loads."""
-    assert code.stack_bytes == 0 and code.local_bytes == 0 and code.count("LDL", "STL") == 0, f"{what} spills"
+    spills = code.local_bytes or code.count("LDL", "STL") or code.stack_bytes > ABI_STACK_BYTES
+    assert not spills, f"{what} spills: {record(code)}"
     assert code.registers * 32 * what.warps <= 65536, f"{what}: {code.registers} registers"
     assert code.count("LDG.E.128"), f"{what}: {dict(code.opcodes)}"
 
@@ -179,7 +181,7 @@ def test_every_shipped_kernel_has_a_budget_on_every_architecture_and_none_is_orp
         assert set(budgets(room)) == wanted
         for name, versions in budgets(room).items():
             assert set(versions) >= {"3.6.0", "3.9.0"}, name
-            assert all(made["stack_bytes"] == 0 for made in versions.values()), name
+            assert all(made["stack_bytes"] <= ABI_STACK_BYTES for made in versions.values()), name
 
 
 def main(write: bool) -> int:
