@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +62,6 @@ def in_float64(op: Op, backward: bool) -> Provider:
             return _listed(op(*wide))
 
     return truth
-
-
 
 
 def imported(module: str) -> Any | None:

@@ -28,6 +28,7 @@ def peers(adding: bool) -> dict[str, Op]:
 
 def cases(device: str, quick: bool) -> list[Case]:
     """Forward, and forward with backward."""
-    pairs = [(False, layernorm, torchs), (True, add_layernorm, torchs_add)]
-    made = [norm_cases("layernorm", adding, ours, plain, 2, peers, device, quick) for adding, ours, plain in pairs]
-    return [case for cases in made for case in cases]
+    return [
+        *norm_cases("layernorm", False, layernorm, torchs, 2, peers, device, quick),
+        *norm_cases("layernorm", True, add_layernorm, torchs_add, 2, peers, device, quick),
+    ]

@@ -60,9 +60,11 @@ def _case(kind: str, way: str, M: int, features: int, D: int | None, device: str
     ops = {impl: ours(impl) for impl in ("native" if device == "cpu" else "triton", "reference")}
     ops["torch"] = form(PLAIN[kind])
     if device == "cuda":
-        ops |= {name: form(op) for name, op in _peers(kind).items()} if D is None else {
-            "torch.compile": torch.compile(form(PLAIN[kind]))
-        }
+        ops |= (
+            {name: form(op) for name, op in _peers(kind).items()}
+            if D is None
+            else {"torch.compile": torch.compile(form(PLAIN[kind]))}
+        )
     passes = columns + features + (0 if way == "forward" else 2 * columns + features)  # values per row
     return Case(
         bench="mlp",

@@ -33,6 +33,7 @@ def peers(adding: bool) -> dict[str, Op]:
 
 def cases(device: str, quick: bool) -> list[Case]:
     """Forward, and forward with backward."""
-    pairs = [(False, rmsnorm, torchs), (True, add_rmsnorm, torchs_add)]
-    made = [norm_cases("rmsnorm", adding, ours, plain, 1, peers, device, quick) for adding, ours, plain in pairs]
-    return [case for cases in made for case in cases]
+    return [
+        *norm_cases("rmsnorm", False, rmsnorm, torchs, 1, peers, device, quick),
+        *norm_cases("rmsnorm", True, add_rmsnorm, torchs_add, 1, peers, device, quick),
+    ]

@@ -18,7 +18,7 @@ MODULES = {"native": "hotplate.kernels.mlp.native", "triton": "hotplate.kernels.
 
 
 def activation(x: Tensor, kind: str, *, impl: str = "auto") -> Tensor:
-    """swiglu: silu(gate) * value from x [..., 2 F], gate first; gelu (tanh form) and relu2 (max(x, 0)^2): from [..., F].
+    """swiglu: silu(gate) * value from x [..., 2 F], gate first; gelu (tanh form), relu2 (max(x, 0)^2): from [..., F].
 
     x bf16|fp16|fp32|fp64, any strides. Returns [..., F] in the dtype of x; arithmetic in fp32 (fp64 for fp64), rounded
     once. The gradient is computed from x alone: nothing else is kept for it.

@@ -1,4 +1,4 @@
-"""Machine code of the Triton kernels beside attention, for GPUs that need not be there: norms, MLP, rotary, loss, AdamW.
+"""Machine code of the Triton kernels of norms, MLP, rotary, loss and AdamW, for GPUs that need not be there.
 
 budgets/<room>.json holds what each shipped configuration compiles to, by architecture and version of Triton. A few of
 them are compiled again here; all of them (two minutes) by
