@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from numerics import assert_within_budget
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotplate.kernels.adamw import adamw
 
@@ -47,6 +48,21 @@ def assert_the_definition(impl: str, own: str, skip: int = -1) -> None:
     for kind, mine, theirs, true in zip(KINDS, ours[0], torchs[0], truth[0], strict=True):
         joined = [torch.cat([x.flatten() for x in group]) for group in (mine, theirs, true)]
         assert_within_budget(kind, joined[0], joined[1], joined[2].double())
+
+
+class NoReadingBack(TorchDispatchMode):
+    """Fails where a value goes from a tensor to the host: on a GPU that waits for the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def assert_the_host_does_not_wait(impl: str) -> None:
+    tensors = [[torch.ones(7)] for _ in range(4)]
+    scalars = torch.full((), 0.01), torch.ones(()), torch.zeros(())
+    with NoReadingBack():
+        adamw(*tensors, [scalars[2].clone()], lr=scalars[0], scale=scalars[1], skipped=scalars[2], impl=impl)
 
 
 def assert_same(state: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> None:

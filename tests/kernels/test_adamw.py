@@ -62,6 +62,10 @@ def test_the_learning_rate_may_be_a_tensor(impl):
     assert ends[0][0] == 1 and (ends[0][1:] < 1).all()
 
 
+def test_the_host_does_not_wait():
+    updates.assert_the_host_does_not_wait("eager")
+
+
 def call(weights, **changes):
     made = {"gradients": [torch.zeros_like(w) for w in weights], "first": [torch.zeros_like(w) for w in weights]}
     made |= {"second": [torch.zeros_like(w) for w in weights], "steps": [torch.zeros(()) for _ in weights]}

@@ -337,7 +337,10 @@ X, W, IDS = torch.zeros(3, 4), torch.zeros(7, 4), torch.zeros(3, dtype=torch.int
         (lambda: linear_cross_entropy(X, W, IDS, softcap=-1), "want softcap >= 0"),
         (lambda: linear_cross_entropy(X, W, IDS, label_smoothing=1), "0 <= label_smoothing < 1"),
         (lambda: linear_cross_entropy(X, W, IDS, impl="native"), "want impl in"),
-        (lambda: linear_cross_entropy(X, W, IDS, impl="liger"), r"want impl in \['auto', 'eager', 'reference', 'triton'\]"),
+        (
+            lambda: linear_cross_entropy(X, W, IDS, impl="liger"),
+            r"want impl in \['auto', 'eager', 'reference', 'triton'\]",
+        ),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

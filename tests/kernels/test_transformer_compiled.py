@@ -1,16 +1,18 @@
-"""Machine code of the Triton kernels beside attention, for GPUs that need not be there: norms, MLP, rotary, loss, AdamW.
+"""Machine code of the Triton kernels of norms, MLP, rotary, loss and AdamW, for GPUs that need not be there.
 
 budgets/<room>.json holds what each shipped configuration compiles to, by architecture and version of Triton. A few of
 them are compiled again here; all of them (two minutes) by
 
     python tests/kernels/test_transformer_compiled.py          compares, and exits with 1 where something differs
     python tests/kernels/test_transformer_compiled.py --write  records what the installed Triton makes
+
+both of all rooms, or of those that are named.
 """
 
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -184,9 +186,9 @@ def test_every_shipped_kernel_has_a_budget_on_every_architecture_and_none_is_orp
             assert all(made["stack_bytes"] <= ABI_STACK_BYTES for made in versions.values()), name
 
 
-def main(write: bool) -> int:
+def main(write: bool, rooms: Sequence[str]) -> int:
     different = 0
-    for room in sorted({what.room for what in shipped()}):
+    for room in rooms or sorted({what.room for what in shipped()}):
         body = budgets(room)
         for what in (w for w in shipped() if w.room == room):
             for arch in ARCHS:
@@ -202,4 +204,4 @@ def main(write: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--write" in sys.argv[1:]))
+    sys.exit(main("--write" in sys.argv[1:], [word for word in sys.argv[1:] if word != "--write"]))

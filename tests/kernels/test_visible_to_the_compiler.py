@@ -44,8 +44,7 @@ def rotary(x):
 
 
 @pytest.mark.parametrize("call", [norm, mlp, rotary], ids=lambda call: call.__name__)
-@pytest.mark.parametrize("training", [False, True])
-def test_a_launch_is_a_node_of_the_graph(call, training):
-    code = graph_of(call, torch.randn(4, 64, requires_grad=training))
+def test_a_launch_is_a_node_of_the_graph(call):
+    code = graph_of(call, torch.randn(4, 64, requires_grad=True))
     assert "triton_kernel_wrapper_functional" in code and "torch.ops.hotplate" not in code
     assert "aten.mul" in code
