@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hotplate.train.data.books.curate import REPORT, BooksConfig, curate
+from hotplate.train.data.books.out_of_distribution import OodConfig, fetch_ood
 from hotplate.train.data.dataset import Dataset, unigram_nats
 from hotplate.train.data.importers import (
     GPT2_END_OF_TEXT,
@@ -56,6 +57,10 @@ Command = (
         BooksConfig,
         tyro.conf.subcommand("books", description="Filter books, drop duplicates and split: lists for `prepare`."),
     ]
+    | Annotated[
+        OodConfig,
+        tyro.conf.subcommand("fetch-ood", description="Fetch held-out text of other kinds: French, code, statistics."),
+    ]
     | Annotated[PrepareConfig, tyro.conf.subcommand("prepare", description="Prepare text: tokenise and write shards.")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Info, tyro.conf.subcommand("info")]
@@ -69,6 +74,8 @@ def main(arguments: list[str]) -> int:
     match command:
         case BooksConfig():
             describe_books(curate(command), command)
+        case OodConfig():
+            describe_ood(fetch_ood(command), command)
         case PrepareConfig():
             describe(prepare(command))
         case Check():
@@ -114,8 +121,18 @@ def describe_books(report: dict, config: BooksConfig) -> None:
     Console().print(table)
     print(f"file lists   {config.out}, with {REPORT}")
     print(f"fingerprint  {report['fingerprint']}")
-    out = config.out.rstrip("/")
-    print(f"next         hotplate data prepare --source {config.source} --file-lists {out} --out {out}-set")
+    print(f"next         hotplate data prepare --source {config.source} --file-lists {config.out} --out ...")
+
+
+def describe_ood(sources: dict[str, dict], config: OodConfig) -> None:
+    """Print what was fetched, from where."""
+    table = Table("split", "documents", "bytes", "from", "licence")
+    for name, found in sources.items():
+        amounts = (f"{found[field]:,}" for field in ("documents", "bytes"))
+        table.add_row(name, *amounts, f"{found['name']} {found['version']} ({found['registry']})", found["licence"])
+    Console().print(table)
+    out = config.out
+    print(f"next         hotplate data prepare --source {out} --file-lists {out} --tokenizer .../tokenizer.model --out ...")
 
 
 def _import(command: Import) -> Dataset:
