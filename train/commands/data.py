@@ -131,8 +131,8 @@ def describe_ood(sources: dict[str, dict], config: OodConfig) -> None:
         amounts = (f"{found[field]:,}" for field in ("documents", "bytes"))
         table.add_row(name, *amounts, f"{found['name']} {found['version']} ({found['registry']})", found["licence"])
     Console().print(table)
-    out = config.out
-    print(f"next         hotplate data prepare --source {out} --file-lists {out} --tokenizer .../tokenizer.model --out ...")
+    lists = f"--source {config.out} --file-lists {config.out}"
+    print(f"next         hotplate data prepare {lists} --tokenizer .../tokenizer.model --out ...")
 
 
 def _import(command: Import) -> Dataset:

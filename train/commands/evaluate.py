@@ -112,13 +112,13 @@ def _splits(
     return {**context, "sets": described}
 
 
-def _by_position(
-    config: EvaluateConfig, trained: Trained, datasets: list[Dataset], title: str
-) -> dict[str, Any]:
+def _by_position(config: EvaluateConfig, trained: Trained, datasets: list[Dataset], title: str) -> dict[str, Any]:
     """Curves into a JSON file and a figure, and what carried state is worth beyond the window, in lines."""
     if config.last_n not in (None, _window(config, trained)) or config.carry is not None:
-        raise InputError("--by-position compares carried state with none over windows without overlap: "
-                         "leave out --last-n and --carry")
+        raise InputError(
+            "--by-position compares carried state with none over windows without overlap: "
+            "leave out --last-n and --carry"
+        )
     losses = [
         position_losses(
             trained.model,

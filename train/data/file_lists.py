@@ -57,7 +57,9 @@ class FileLists:
         for path in paths:
             for number, (identifier, digest) in enumerate(_lines(path), 1):
                 if identifier in entries:
-                    raise InputError(f"{path}, line {number}: {identifier!r} is also in {entries[identifier][0]}{SUFFIX}")
+                    raise InputError(
+                        f"{path}, line {number}: {identifier!r} is also in {entries[identifier][0]}{SUFFIX}"
+                    )
                 entries[identifier] = (path.name.removesuffix(SUFFIX), digest)
         return cls(entries)
 

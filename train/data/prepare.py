@@ -216,7 +216,9 @@ def _reread(source: Source, survey: Survey, seed: int) -> Iterator[Document]:
         raise InputError(f"{source.describe()}: the source changed while it was being prepared; run it again")
 
 
-def _tokenizer_for(config: PrepareConfig, source: Source, survey: Survey, split_of: list[str], folder: Path) -> Tokenizer:
+def _tokenizer_for(
+    config: PrepareConfig, source: Source, survey: Survey, split_of: list[str], folder: Path
+) -> Tokenizer:
     if config.tokenizer is not None:
         given = Tokenizer.load(config.tokenizer, config.eod)
         copy = folder / ("tokenizer.json" if given.path.suffix == ".json" else "tokenizer.model")

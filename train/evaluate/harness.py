@@ -58,7 +58,9 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        return self.score([(self._begun(context) + continuation, len(continuation)) for _, context, continuation in requests])
+        return self.score(
+            [(self._begun(context) + continuation, len(continuation)) for _, context, continuation in requests]
+        )
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts: attention in windows side by side, recurrence in one reading."""
@@ -98,7 +100,9 @@ class HarnessModel(TemplateLM):
         recurrent = self._model.config.recurrent
         if not recurrent:
             if (most := max(count for _, count in texts)) > self._window:
-                raise ValueError(f"a continuation of {most} tokens exceeds the window of {self._window}; raise --window")
+                raise ValueError(
+                    f"a continuation of {most} tokens exceeds the window of {self._window}; raise --window"
+                )
             texts = [(tokens[-self._window - 1 :], count) for tokens, count in texts]
         longest = max(len(tokens) for tokens, _ in texts) - 1
         ids = torch.full((len(texts), longest + 1), self.eot_token_id)
@@ -122,7 +126,7 @@ class HarnessModel(TemplateLM):
     def _batch(self, ids: torch.Tensor, weights: torch.Tensor) -> Batch:
         positions = torch.arange(weights.shape[1]).expand(weights.shape)
         lengths = torch.from_numpy(self._byte_lengths)[ids[:, 1:]] * (weights > 0)
-        return Batch(ids[:, :-1], ids[:, 1:], weights, positions, lengths).to(self._model.embedding.weight.device)
+        return Batch(ids[:, :-1], ids[:, 1:], weights, positions, lengths).to(self._device)
 
     def _continue(self, context: str, options: dict[str, Any]) -> str:
         options = dict(options)
@@ -130,13 +134,12 @@ class HarnessModel(TemplateLM):
         stops = [until] if isinstance(until, str) else list(until)
         most = int(options.pop("max_gen_toks", GENERATED))
         sampled = bool(options.pop("do_sample", False))
-        temperature = float(options.pop("temperature", 1.0 if sampled else 0.0)) if sampled else 0.0
-        options.pop("temperature", None)
+        asked = float(options.pop("temperature", 1.0))
+        temperature = asked if sampled else 0.0
         if options:
             raise ValueError(f"generate_until: want until, max_gen_toks, do_sample and temperature, got {options}")
-        device = self._model.embedding.weight.device
-        prompt = torch.tensor([self._begun(self.tok_encode(context))], device=device)
-        generator = torch.Generator(device).manual_seed(0)
+        prompt = torch.tensor([self._begun(self.tok_encode(context))], device=self._device)
+        generator = torch.Generator(self._device).manual_seed(0)
         drawn = generate(self._model, prompt, most, temperature=temperature, generator=generator)[0].tolist()
         kept = drawn[: drawn.index(self.eot_token_id)] if self.eot_token_id in drawn else drawn
         text = self._own.decode(kept)

@@ -261,9 +261,7 @@ def test_a_missing_package_is_named_with_its_extra(books: Path, package: str, mo
         language.check_languages(("en",))
 
 
-@pytest.mark.parametrize(
-    "line", ["", "00\t\"a\"", f"{'0' * 64}\ta", f"{'0' * 64}\t3", f"{'0' * 64} \"a\""]
-)
+@pytest.mark.parametrize("line", ["", '00\t"a"', f"{'0' * 64}\ta", f"{'0' * 64}\t3", f'{"0" * 64} "a"'])
 def test_a_bad_line_of_a_list_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "train.list").write_text(f'{"0" * 64}\t"fine"\n{line}\n')
     with pytest.raises(InputError, match=r"train\.list, line 2: want a SHA-256"):

@@ -52,7 +52,12 @@ def asked(*arguments) -> SimpleNamespace:
 
 def test_likelihoods_are_those_of_the_logits(model: LanguageModel, tokenizer) -> None:
     adapter = HarnessModel(model, tokenizer, window=64, rows=2)
-    pairs = [("the first", " words"), ("", "the"), ("a text, which goes on", " for a while until it"), ("of ", "a text")]
+    pairs = [
+        ("the first", " words"),
+        ("", "the"),
+        ("a text, which goes on", " for a while until it"),
+        ("of ", "a text"),
+    ]
     for (context, continuation), found in zip(pairs, adapter.loglikelihood([asked(*p) for p in pairs]), strict=True):
         whole = tokenizer.encode(context + continuation).tolist()
         head, tail = adapter._encode_pair(context, continuation)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 HIDDEN = frozenset({"script", "style", "head", "nav"})
-BLOCKS = frozenset("p div li ul ol dl dt dd tr table h1 h2 h3 h4 h5 h6 pre br hr blockquote section".split())
+BLOCKS = frozenset(
+    ("blockquote", "br", "dd", "div", "dl", "dt", "hr", "li", "ol", "p", "pre", "section", "table", "tr", "ul")
+    + tuple(f"h{level}" for level in range(1, 7))
+)
 LEADING_COMMENT = re.compile(r"\A\s*/\*.*?\*/\s*", re.DOTALL)
 
 

@@ -52,9 +52,7 @@ class Package:
 def download(package: Package, folder: Path) -> Path:
     """The package's file, in the empty folder `folder`. InputError: no such client, no such version, no network."""
     try:
-        done = subprocess.run(
-            package.command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
+        done = subprocess.run(package.command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError as error:
         raise InputError(f"{package.pinned}: needs {package.command[0]}, which is not installed here") from error
     except subprocess.TimeoutExpired as error:
