@@ -254,6 +254,12 @@ class Session:
             console.complain(f"warning: checkpoint of step {progress.step} not saved: {error}; older ones are intact")
 
     def _validate(self) -> Mapping[str, float]:
+        """The main rank's measures, on every rank: the others wait, and compute none of them again."""
+        found = self.ranks.share(self._measure() if self.ranks.main else None)
+        assert isinstance(found, dict)
+        return found
+
+    def _measure(self) -> dict[str, float]:
         evaluation, data = self.config.evaluation, self.config.data
         found = evaluate_split(
             self.model,
