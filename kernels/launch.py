@@ -98,6 +98,12 @@ def launch(kernel: Any, like: Tensor, programs: int, *arguments: object, num_war
             kernel[(programs,)](*arguments, num_warps=num_warps, enable_fp_fusion=True, **constants)
 
 
+def wrap_triton(kernel: Any) -> Any:
+    """torch.library.wrap_triton, by whose name torch finds the kernels of a triton_op; the kernel itself in the
+    interpreter, whose functions not every version of torch accepts."""
+    return kernel if interpreting() else torch.library.wrap_triton(kernel)
+
+
 def power_of_2(n: int) -> int:
     """The smallest power of two that is at least n; what a Triton block can be."""
     return 1 << max(0, n - 1).bit_length()

@@ -7,10 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from hotplate.kernels.activations import sigmoid
-from hotplate.kernels.launch import interpreting, power_of_2
+from hotplate.kernels.launch import interpreting, power_of_2, wrap_triton
 from hotplate.kernels.mlp import autograd
 
 MOST_FEATURES = 1024  # of a program: 16 bytes of 16-bit values per lane of four warps

@@ -9,9 +9,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
-from hotplate.kernels.launch import power_of_2
+from hotplate.kernels.launch import power_of_2, wrap_triton
 from hotplate.kernels.norm import autograd
 
 STEP_VALUES = 2048  # of a program's step where rows are short: 16 per lane of four warps

@@ -10,9 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
-from hotplate.kernels.launch import power_of_2
+from hotplate.kernels.launch import power_of_2, wrap_triton
 from hotplate.kernels.rotary import autograd
 
 BLOCK_PAIRS = 512  # of a program's item: 8 per lane of two warps

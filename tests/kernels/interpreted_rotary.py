@@ -2,23 +2,12 @@
 
 import pytest
 import torch
+from heads import form, inputs
 from numerics import assert_bitwise, check, run
 
 from hotplate.kernels.rotary import cut_heads, rotation, streaming
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-
-def inputs(shape, normed, dtype=torch.float32):
-    B, T, H, G, K = shape
-    weights = [(0.5 + torch.rand(K)).to(dtype) for _ in range(2 if normed else 0)]
-    return [torch.randn(B, T, H + 2 * G, K).to(dtype), *weights]
-
-
-def form(shape, turned, impl):
-    B, T, H, _, K = shape
-    turn = rotation(torch.arange(T).repeat(B, 1) % 4, K, 1e4) if turned else None
-    return lambda qkv, *weights: cut_heads(qkv, H, turn, *weights, eps=1e-3, impl=impl)
 
 
 @pytest.mark.parametrize(("turned", "normed"), [(True, True), (True, False), (False, True)])

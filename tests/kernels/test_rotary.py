@@ -1,5 +1,6 @@
 import pytest
 import torch
+from heads import form, inputs
 from numerics import assert_bitwise, check, run
 
 from hotplate.kernels import native
@@ -9,18 +10,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 FORMS = ["eager", *(["native"] if native.why_not("rotary") is None else [])]
 SHAPES = [(1, 33, 1, 1, 2), (2, 9, 4, 2, 10), (1, 7, 3, 1, 18), (1, 5, 9, 3, 64)]  # B T H G K
 CASES = [(True, True), (True, False), (False, True)]  # turned, normed
-
-
-def inputs(shape, normed, dtype=torch.float32):
-    B, T, H, G, K = shape
-    weights = [(0.5 + torch.rand(K)).to(dtype) for _ in range(2 if normed else 0)]
-    return [torch.randn(B, T, H + 2 * G, K).to(dtype), *weights]
-
-
-def form(shape, turned, impl):
-    B, T, H, _, K = shape
-    turn = rotation(torch.arange(T).repeat(B, 1) % 4, K, 1e4) if turned else None  # documents of four steps
-    return lambda qkv, *weights: cut_heads(qkv, H, turn, *weights, eps=1e-3, impl=impl)
 
 
 @pytest.mark.parametrize("impl", FORMS)
