@@ -24,9 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--on", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     group.addoption("--quick", action="store_true", help="small shapes, few rounds: shows that everything runs")
     group.addoption("--threads", type=int, default=1, help="CPU threads; with 1, wall and processor time compare")
-    group.addoption(
-        "--rows", default=None, help="result file; default: none when quick, else results/MACHINE-DATE.json"
-    )
+    group.addoption("--rows", default=None, help="result file; default: results/MACHINE-DATE, none when quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:

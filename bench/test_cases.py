@@ -1,7 +1,7 @@
 """Every case under pytest-benchmark, a group per case and a benchmark per provider: `pytest bench --benchmark-only`.
 
-`hotplate bench` runs this file. The rounds of a case's providers are interleaved (timing.py), and pytest-benchmark reads
-each provider's rounds off a clock that moves by them: its tables, files and comparisons hold what was measured.
+`hotplate bench` runs this file. The rounds of a case's providers are interleaved (timing.py), and pytest-benchmark
+reads each provider's rounds off a clock that moves by them: its tables, files and comparisons hold what was measured.
 """
 
 import pytest

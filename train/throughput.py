@@ -102,7 +102,7 @@ def measure(
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Start a new high-water mark of memory; False where that is not allowed: the mark is the process's highest then."""
+    """Start a new high-water mark of memory; False where that is not allowed: it is the process's highest then."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

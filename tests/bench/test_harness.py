@@ -146,16 +146,8 @@ def test_the_command_writes_what_it_shows(tmp_path, capsys):
 def test_pytest_benchmark_keeps_what_was_measured(tmp_path):
     """Its own file, from which its comparisons are made, holds the interleaved rounds of the row."""
     path = tmp_path / "theirs.json"
-    flags = [
-        "--benchmark-only",
-        "--benchmark-quiet",
-        "--quick",
-        "--rooms=newton_schulz",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    assert pytest.main([str(CASES), "--import-mode=importlib", f"--benchmark-json={path}", *flags]) == 0
+    flags = ["--benchmark-only", "--benchmark-quiet", "--quick", "--rooms=newton_schulz", f"--benchmark-json={path}"]
+    assert pytest.main([str(CASES), "--import-mode=importlib", "-q", "-p", "no:cacheprovider", *flags]) == 0
     kept = json.loads(path.read_text())["benchmarks"]
     assert [one["extra_info"]["row"]["provider"] for one in kept] == ["eager", "reference"]
     for one in kept:
