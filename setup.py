@@ -62,6 +62,8 @@ setup(
         "deepspeed": ["deepspeed>=0.19"],
         "speech": ["soundfile>=0.12"],
         "parquet": ["pyarrow>=15"],
+        "books": ["datasketch>=2.0", "py3langid>=0.4"],  # hotplate data books
+        "lm-eval": ["lm-eval>=0.4.13"],  # hotplate evaluate RUN --tasks
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],
         "slurm": ["submitit>=1.5"],
@@ -75,6 +77,9 @@ setup(
             "pyarrow>=15",
             "tensorboard>=2.16",
             "submitit>=1.5",
+            "datasketch>=2.0",
+            "py3langid>=0.4",
+            "lm-eval>=0.4.13",
             "transformers>=5",  # tests compare imported checkpoints with it
             "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU
         ],

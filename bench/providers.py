@@ -1,43 +1,51 @@
 """Turns an operation into the two things a benchmark times: its forward, and its forward with backward."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hotplate.bench.harness import Provider
 
-Op = Callable[..., Tensor]
+Op = Callable[..., Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Operands:
-    """Arguments of an operation (requires_grad marks those with a gradient) and the gradient that arrives."""
+    """Arguments of an operation (requires_grad marks those with a gradient) and the gradient of each result."""
 
     arguments: Sequence[Tensor]
-    upstream: Tensor
+    upstream: Tensor | Sequence[Tensor]
 
 
-def _differentiated(op: Op, arguments: Sequence[Tensor], upstream: Tensor) -> Sequence[Tensor]:
-    result = op(*arguments)
+def _listed(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def _differentiated(op: Op, operands: Operands, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+    results = _listed(op(*arguments))
     leaves = [x for x in arguments if x.requires_grad]
-    return [result, *torch.autograd.grad(result, leaves, upstream.to(result.dtype))]
+    arriving = [g.to(y.dtype) for g, y in zip(_listed(operands.upstream), results, strict=True)]
+    return [*results, *torch.autograd.grad(results, leaves, arriving)]
 
 
 def forward(op: Op) -> Provider:
-    """[result], without a graph."""
+    """The results, without a graph."""
 
     def provider(operands: Operands) -> Sequence[Tensor]:
         with torch.no_grad():
-            return [op(*operands.arguments)]
+            return _listed(op(*operands.arguments))
 
     return provider
 
 
 def both(op: Op) -> Provider:
-    """[result, gradient of every argument that has one]."""
-    return lambda operands: _differentiated(op, operands.arguments, operands.upstream)
+    """The results and the gradient of every argument that has one."""
+    return lambda operands: _differentiated(op, operands, operands.arguments)
 
 
 def in_float64(op: Op, backward: bool) -> Provider:
@@ -49,8 +57,13 @@ def in_float64(op: Op, backward: bool) -> Provider:
             for x in operands.arguments
         ]
         if backward:
-            return _differentiated(op, wide, operands.upstream)
+            return _differentiated(op, operands, wide)
         with torch.no_grad():
-            return [op(*wide)]
+            return _listed(op(*wide))
 
     return truth
+
+
+def imported(module: str) -> Any | None:
+    """A peer's module where it is installed: it is compared with, never needed."""
+    return importlib.import_module(module) if importlib.util.find_spec(module.split(".")[0]) is not None else None

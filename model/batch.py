@@ -27,6 +27,10 @@ class Batch:
         None  # int32 [S + 1] over the flattened [B * T], padded with B * T; None: a row is one document
     )
     slots: Tensor | None = None  # int64 [B], rows of the carried state; None: rows start from zero state
+    # Pairs of sequences (chosen, rejected, chosen, ...), for preference optimisation.
+    sequences: Tensor | None = None  # int64 [N, L], places of each sequence's scored targets in the flattened [B * T],
+    # filled up with B * T
+    reference: Tensor | None = None  # float32 [N], log-probability of each sequence under the reference model
 
     @property
     def rows(self) -> int:

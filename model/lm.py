@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hotplate.kernels.attention import Layout, layout
-from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_scores
+from hotplate.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_losses, linear_scores
 from hotplate.kernels.rotary import rotation
 from hotplate.model.axes import Embedding, Linear
 from hotplate.model.batch import Batch
@@ -28,6 +28,7 @@ class Output(NamedTuple):
     loss_sum: Tensor  # fp32 [], sum of weight * nll in nats
     weight_sum: Tensor  # fp32 [], sum of weights
     state: State
+    scores: Tensor | None = None  # fp32 [N], log-probability of each of the batch's sequences, with gradient
 
 
 class LanguageModel(nn.Module):
@@ -63,6 +64,8 @@ class LanguageModel(nn.Module):
     def forward(self, batch: Batch, state: State | None = None) -> Output:
         """Loss over the batch, and the state after it. `state` None starts every row from zero."""
         x, state = self.hidden(batch, state)
+        if batch.sequences is not None:
+            return self._sequence_scores(batch, x, state)
         weights = batch.weights
         with self._own_precision(x):
             sums = linear_cross_entropy(
@@ -73,6 +76,18 @@ class LanguageModel(nn.Module):
                 logit_scale=self.config.logit_multiplier,
             )
         return Output(sums.loss, sums.weight, state)
+
+    def _sequence_scores(self, batch: Batch, x: Tensor, state: State) -> Output:
+        """The batch's sequences one by one: losses of targets gathered by place, so that no order of sums is left to
+        the device."""
+        assert batch.sequences is not None
+        targets = batch.targets.masked_fill(batch.weights == 0, IGNORED).flatten()
+        with self._own_precision(x):
+            losses = linear_losses(
+                x.flatten(0, 1), self._head_for(x), targets, logit_scale=self.config.logit_multiplier
+            )
+        scores = -nn.functional.pad(losses, (0, 1))[batch.sequences].sum(1)
+        return Output(losses.sum(), batch.weights.sum(), state, scores)
 
     @torch.no_grad()
     def scores(self, batch: Batch, state: State | None = None) -> tuple[Tensor, Tensor, State]:

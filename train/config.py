@@ -9,6 +9,7 @@ from hotplate.model.config import ModelConfig
 from hotplate.model.growth.depth import Depth
 from hotplate.model.growth.factors import Factors
 from hotplate.model.growth.strategies import Strategy
+from hotplate.train.preference import PreferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,9 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate as a function of the fraction of the budget spent."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    """cosine to the minimum; wsd = constant, then a linear decay to the minimum over the last part"""
+    kind: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = "cosine"
+    """cosine to the minimum; wsd = constant, then a linear decay to the minimum over the last part; inverse_sqrt = the
+    square root of warm-up over spent budget, after the warm-up"""
     warmup: float = 0.01
     """fraction of the budget with a rising rate"""
     warmup_steps: int | None = None
@@ -170,5 +172,6 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -9,6 +9,7 @@ from hotplate.train import checkpoint
 from hotplate.train.budget import Plan
 from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset
+from hotplate.train.data.pairs import PairSource, read_pairs
 from hotplate.train.data.prepare import open_data
 from hotplate.train.data.sources import PackedSource
 from hotplate.train.data.streams import StreamSource
@@ -16,12 +17,14 @@ from hotplate.train.errors import InputError
 from hotplate.train.resume import differences
 from hotplate.train.settings import to_table
 
-Source = PackedSource | StreamSource
+Source = PackedSource | StreamSource | PairSource
 
 
 def open_sources(config: TrainConfig, verify: Literal["header", "full"]) -> tuple[Dataset, list[Source]]:
     """The data set, and rows of its training split; also rows of `growth.data` where the run switches to it."""
     dataset = open_data(config.data.source, vocab=config.model.vocab, verify=verify)
+    if config.preference.pairs is not None:
+        return dataset, [_pair_source(config, config.preference.pairs, dataset)]
     sources = [build_source(config, config.data.source, dataset)]
     if config.growth.at and config.growth.data is not None:
         other = open_data(config.growth.data, vocab=config.model.vocab, verify=verify)
@@ -32,6 +35,17 @@ def open_sources(config: TrainConfig, verify: Literal["header", "full"]) -> tupl
             )
         sources.append(build_source(config, config.growth.data, other))
     return dataset, sources
+
+
+def _pair_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
+    """Preference pairs. InputError where the config has no policy to start from, or something that pairs exclude."""
+    if config.run.start is None:
+        raise InputError("--preference.pairs: want --run.start, the trained model that is the policy and the reference")
+    if config.growth.at or config.data.mode != "packed":
+        raise InputError("--preference.pairs: excludes --growth and --data.mode stream; train in two runs")
+    pairs = read_pairs(Path(name), dataset.tokenizer)
+    shape = {"rows": config.batch, "window": config.data.window}
+    return PairSource(pairs, seed=config.seed, eod=dataset.eod, where=name, **shape)
 
 
 def build_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
@@ -55,6 +69,11 @@ def build_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
 
 def describe_data(source: Source, plan: Plan) -> str:
     """How much text there is, how full its rows are, and how often the budget reads it."""
+    if isinstance(source, PairSource):
+        return (
+            f"data        {len(source.pairs):,} preference pairs; rows {source.fill:.2%} full; the budget reads them "
+            f"{source.epoch(plan.steps):.2f} times"
+        )
     split = source.split
     kind = "packed" if isinstance(source, PackedSource) else "stream"
     return (

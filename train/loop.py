@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +54,10 @@ class Hooks:
 class Meter:
     """Sums between two reports, kept on the device: reading them is the loop's only synchronisation."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # nats, targets, bytes, skipped, norm
+    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
+        self.names = names  # of the objective's further sums
+        # loss, targets, bytes, skipped updates, norm, and those sums
+        self.sums = torch.zeros(5 + len(names), dtype=torch.float64, device=device)
         self.streak = torch.zeros((), device=device)  # non-finite updates in a row
         self.updates = 0
         self._began = time.monotonic()
@@ -70,20 +72,22 @@ class Meter:
     def add(self, update: Update) -> None:
         norm = torch.where(update.skipped > 0, 0.0, update.norm)
         kept = [update.loss_sum, update.weight_sum, update.byte_sum, update.skipped, norm]
-        finite = torch.stack(kept).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        finite = torch.cat([torch.stack(kept), update.details]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.sums += finite
         self.streak = (self.streak + 1) * update.skipped
         self.updates += 1
 
-    def read(self, ranks: Ranks) -> tuple[list[float], float]:
-        """([nats, targets, bytes, skipped updates, mean norm], seconds) over all ranks since the last reading."""
+    def read(self, ranks: Ranks) -> tuple[list[float], dict[str, float], float]:
+        """([nats, targets, bytes, skipped updates, mean norm], further means, seconds) over all ranks since the last
+        reading."""
         sums: Tensor = ranks.sum(self.sums)
-        nats, targets, size, skipped, norm = sums.tolist()
+        nats, targets, size, skipped, norm, *further = sums.tolist()
+        means = {name: value / targets for name, value in zip(self.names, further, strict=True) if targets}
         applied = max(1.0, self.updates - skipped / ranks.world)
         seconds = time.monotonic() - self._began
         self.sums = torch.zeros_like(sums)
         self.updates, self._began = 0, time.monotonic()
-        return [nats, targets, size, skipped / ranks.world, norm / ranks.world / applied], seconds
+        return [nats, targets, size, skipped / ranks.world, norm / ranks.world / applied], means, seconds
 
 
 def due(fraction: float, step: int, plan: Plan) -> bool:
@@ -108,7 +112,7 @@ def train(
     InputError when too many updates in a row were not finite; the last good state has been saved by then.
     """
     config, plan = course.config, course.plan
-    meter = Meter(ranks.device)
+    meter = Meter(ranks.device, step_fn.objective.names)
     waited, saved_at = loader.wait_seconds, time.monotonic()
     goodput.switch("train")
     for step, batches in loader:
@@ -121,10 +125,10 @@ def train(
         record: dict[str, Any] | None = None
         if progress.step % config.run.log_steps == 0 or progress.step == 1 or last or stopping:
             updates = meter.updates
-            sums, seconds = meter.read(ranks)
+            sums, means, seconds = meter.read(ranks)
             progress.skipped += round(sums[3])
             wait, waited = loader.wait_seconds - waited, loader.wait_seconds
-            record = _record(course, progress, updates, sums, seconds, wait, lr, ranks, goodput)
+            record = {**_record(course, progress, updates, sums, seconds, wait, lr, ranks, goodput), **means}
             streak = int(meter.streak.item())
         if due(config.evaluation.every, progress.step, plan):
             with goodput.during("evaluate"), meter.paused():

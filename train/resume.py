@@ -18,6 +18,7 @@ STRUCTURAL = (
     "data.document_resets",
     "optimizer.kind",
     "growth.",
+    "preference.",
     "run.start",
 )
 COURSE = ("budget", "tokens_per_second", "reference", "precision", "optimizer.", "schedule.")

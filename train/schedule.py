@@ -30,7 +30,10 @@ def factor(config: ScheduleConfig, step: int, plan: Plan) -> float:
     done, whole = spent, config.warmup
     if config.warmup_steps is not None:
         done, whole = step + 1, config.warmup_steps
-    return (min(1.0, done / whole) if whole > 0 else 1.0) * shape(config, spent)
+    rise = min(1.0, done / whole) if whole > 0 else 1.0
+    if config.kind == "inverse_sqrt":
+        return rise if rise < 1 else math.sqrt(whole / done) if whole > 0 else 1.0 / math.sqrt(step + 1)
+    return rise * shape(config, spent)
 
 
 def factor_after_growth(config: ScheduleConfig, growth: GrowthConfig, step: int, plan: Plan) -> float:

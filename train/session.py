@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from hotplate.train.checkpoint import Checkpoint
 from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.loader import Loader
+from hotplate.train.data.pairs import PairSource
 from hotplate.train.environment import environment
 from hotplate.train.evaluate.perplexity import evaluate_split
 from hotplate.train.growing import Part, grow_all, grown_model, growth_factors, parts
@@ -30,7 +32,9 @@ from hotplate.train.inputs import Source, describe_data, load_start
 from hotplate.train.loop import Course, Hooks, Progress, train
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.plan import Layout, describe
+from hotplate.train.preference import PreferenceLoss
 from hotplate.train.ranks import Ranks
+from hotplate.train.reference import REFERENCE, load_reference, reference_scores, save_reference
 from hotplate.train.schedule import factor, factor_after_growth
 from hotplate.train.settings import to_table
 from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
@@ -80,6 +84,9 @@ class Session:
         stop = StopSignal()
         if self.ranks.main:
             self._open_folder(saved, sources[0])
+        if isinstance(source := sources[0], PairSource):
+            with self.goodput.during("reference"):
+                source.reference = self._reference(source)
         done = True
         try:
             for part in self.parts:
@@ -105,7 +112,11 @@ class Session:
         if part.grown and progress.step == plan.grows_after:
             with self.goodput.during("grow"):
                 self._grow(progress)
-        step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, plan.tokens_per_step)
+        targets, objective = plan.tokens_per_step, None
+        if isinstance(source, PairSource):
+            targets = max(1, round(len(source.pairs) * source.rows / source.plan_rows))
+            objective = PreferenceLoss(config.preference)
+        step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, targets, objective)
         course = Course(
             config=config,
             plan=plan,
@@ -124,6 +135,20 @@ class Session:
         )
         with loader:
             return train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
+
+    def _reference(self, source: PairSource) -> np.ndarray:
+        """Scores of every pair under the model that the run started from: computed once, kept in the run folder."""
+        path = self.folder / REFERENCE
+        if self.ranks.main and not path.exists():
+            assert self.config.run.start is not None
+            weights, _ = load_start(Path(self.config.run.start), self.config, self.dataset)
+            kept = {name: p.detach().clone() for name, p in self.model.state_dict().items()}
+            self.model.load_state_dict(weights)
+            scores = reference_scores(self.model, source, self.layout.micro_rows)
+            self.model.load_state_dict(kept)
+            save_reference(path, scores, source.fingerprint)
+        self.ranks.barrier()
+        return load_reference(path, source.fingerprint)
 
     def _rate(self, step: int) -> float:
         return factor(self.config.schedule, step, self.plan)
@@ -229,6 +254,12 @@ class Session:
             console.complain(f"warning: checkpoint of step {progress.step} not saved: {error}; older ones are intact")
 
     def _validate(self) -> Mapping[str, float]:
+        """The main rank's measures, on every rank: the others wait, and compute none of them again."""
+        found = self.ranks.share(self._measure() if self.ranks.main else None)
+        assert isinstance(found, dict)
+        return found
+
+    def _measure(self) -> dict[str, float]:
         evaluation, data = self.config.evaluation, self.config.data
         found = evaluate_split(
             self.model,

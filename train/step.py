@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hotplate.model.batch import Batch
+from hotplate.model.lm import Output
 from hotplate.model.state import State
 from hotplate.train.config import TrainConfig
 from hotplate.train.optimizer import Optimizer
@@ -35,11 +36,31 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 class Update:
     """What an update was, as fp32 scalars on the device, summed over this rank's micro-batches only."""
 
-    loss_sum: Tensor  # nats
-    weight_sum: Tensor  # targets
+    loss_sum: Tensor  # nats, or what the objective makes of them
+    weight_sum: Tensor  # targets, or what the objective counts
     byte_sum: Tensor  # UTF-8 bytes of the scored targets
     norm: Tensor  # gradient norm over all ranks, before clipping
     skipped: Tensor  # 1.0 when the gradients were not finite and nothing was changed
+    details: Tensor  # sums of what the objective names, fp32 [K]
+
+
+class Objective(Protocol):
+    """What is minimised: a sum and the count that divides it, from what the model gives."""
+
+    names: tuple[str, ...]  # of further sums, reported per count
+
+    def __call__(self, output: Output, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss sum with gradient, count, sums of `names` fp32 [K])."""
+        ...
+
+
+class NextToken:
+    """The language model's own loss."""
+
+    names: tuple[str, ...] = ()
+
+    def __call__(self, output: Output, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return output.loss_sum, output.weight_sum, output.weight_sum.new_empty(0)
 
 
 class Step:
@@ -47,9 +68,16 @@ class Step:
     the total number of targets divides the gradient once, at the end."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, ranks: Ranks, precision: Precision, targets: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        ranks: Ranks,
+        precision: Precision,
+        targets: int,
+        objective: Objective | None = None,
     ) -> None:
         """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile."""
+        self.objective = NextToken() if objective is None else objective
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
@@ -60,22 +88,24 @@ class Step:
         self, batches: Sequence[Batch], states: list[State | None], lr: float
     ) -> tuple[Update, list[State | None]]:
         """`states` holds the carried state of each micro-batch's rows, or None to start from zero."""
-        sums = torch.zeros(3, device=self.ranks.device)
+        sums = torch.zeros(3 + len(self.objective.names), device=self.ranks.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with self._sync(last), autocast(self.precision, self.ranks.device):
                 output = self.model(batch, states[index])
-                (output.loss_sum * (1.0 / self.targets)).backward()
+                loss_sum, count, details = self.objective(output, batch)
+                (loss_sum * (1.0 / self.targets)).backward()
             self.optimizer.gather()
             if batch.slots is not None:
                 states[index] = output.state.detach()
             byte_sum = batch.target_bytes.sum()
-            sums += torch.stack([output.loss_sum.detach().float(), output.weight_sum.float(), byte_sum.float()])
+            counted = torch.stack([loss_sum.detach().float(), count.float(), byte_sum.float()])
+            sums += torch.cat([counted, details.float()])
         # Data parallelism averages the ranks' gradients: times world is their sum.
         weights = self.ranks.sum(sums[1].clone())
         scale = self.targets * self.ranks.world / weights
         norm, skipped = self.optimizer.step(lr, scale)
-        return Update(sums[0], sums[1], sums[2], norm, skipped), states
+        return Update(sums[0], sums[1], sums[2], norm, skipped, sums[3:]), states
 
     def _sync(self, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are exchanged once per update, in the last backward pass; narrow ones in every pass, since each

@@ -1,4 +1,4 @@
-"""Output projection with loss, forward and backward: ours in chunks, and torch with all logits at once.
+"""Output projection with loss, forward and backward: ours in chunks, torch with all logits at once, and peers on a GPU.
 
 Letters: N targets, D width, V vocabulary.
 """
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hotplate.bench.harness import Case
-from hotplate.bench.providers import Op, Operands, both, forward, in_float64
-from hotplate.kernels.cross_entropy import linear_cross_entropy
+from hotplate.bench.providers import Op, Operands, both, forward, imported, in_float64
+from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_losses
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -18,14 +18,37 @@ def all_logits(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy((x @ weight.T).float(), targets, reduction="sum")
 
 
+def ours(impl: str) -> Op:
+    return lambda *arguments: linear_cross_entropy(*arguments, impl=impl).loss
+
+
+def by_row(*arguments: Tensor) -> Tensor:
+    """The logits are computed a second time in the backward."""
+    return linear_losses(*arguments).sum()
+
+
+def peers() -> dict[str, Op]:
+    """What a GPU has besides: the compiler, and the libraries that are installed."""
+    found: dict[str, Op] = {"torch.compile": torch.compile(all_logits)}
+    if (liger := imported("liger_kernel.transformers")) is not None:
+        fused = liger.LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        found["liger"] = lambda x, weight, targets: fused(weight, x, targets)
+    if (cut := imported("cut_cross_entropy")) is not None:
+        found["cut-cross-entropy"] = lambda x, weight, targets: cut.linear_cross_entropy(
+            x, weight, targets, reduction="sum", impl="cce_kahan_full_c"
+        )
+    return found
+
+
 def cases(device: str, quick: bool) -> list[Case]:
+    """A small vocabulary, GPT-2's, and on a GPU a large one."""
     on_cpu = device == "cpu"
     shapes = (
         [(64, 32, 512)]
         if quick
-        else [(1024, 256, 4096), (4096, 512, 16384)]
+        else [(4096, 256, 500), (1024, 256, 4096), (4096, 512, 50304)]
         if on_cpu
-        else [(8192, 768, 16384), (16384, 1024, 65536)]
+        else [(32768, 768, 500), (32768, 768, 50304), (8192, 4096, 131072)]
     )
     dtype = torch.float32 if on_cpu else torch.bfloat16
     return [_case(way, shape, device, dtype) for shape in shapes for way in ("forward", "forward+backward")]
@@ -41,9 +64,10 @@ def _case(way: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype
         return Operands([x, weight, torch.randint(V, (N,), device=device)], torch.ones((), device=device))
 
     ops: dict[str, Op] = {
-        "eager": linear_cross_entropy,
-        "reference": lambda *arguments: linear_cross_entropy(*arguments, impl="reference"),
+        **{impl: ours(impl) for impl in (["triton"] if device == "cuda" else []) + ["eager"]},
+        "by row": by_row,
         "F.cross_entropy": all_logits,
+        **(peers() if device == "cuda" else {}),
     }
     return Case(
         bench="cross_entropy",
@@ -51,7 +75,7 @@ def _case(way: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype
         device=device,
         dtype=dtype,
         prepare=prepare,
-        truth=in_float64(ops["reference"], backward=way != "forward"),
+        truth=in_float64(ours("reference"), backward=way != "forward"),
         providers={name: wrap(op) for name, op in ops.items()},
         tolerance=TOLERANCE[dtype],
         tokens=N,

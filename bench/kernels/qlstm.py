@@ -1,10 +1,19 @@
 """Quasi-LSTM recurrence, forward and backward: ours, a step-by-step loop, the published block-matrix form.
 
+On a GPU also the scans of other packages, where they are installed: flash-linear-attention's HGRN and accelerated-scan.
+They compute c_t = f_t c_{t-1} + u_t alone, so torch's activations before and after, in fp32, are within their time:
+equal work.
+
 Letters: B rows, T steps, D width, L steps of a block.
 """
 
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from hotplate.bench.harness import Case
 from hotplate.bench.providers import Op, Operands, both, forward, in_float64
@@ -50,6 +59,50 @@ def step_loop(gates: Tensor) -> Tensor:
     return torch.stack(h, 1)
 
 
+def _around_a_scan(scan: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    """h by torch's activations around scan(f before its sigmoid, i z) -> c, all [B, T, D]."""
+
+    def op(gates: Tensor) -> Tensor:
+        i, f, z, o = gates.float().unbind(2)
+        return (torch.sigmoid(o) * torch.tanh(scan(f, torch.sigmoid(i) * torch.tanh(z)))).to(gates.dtype)
+
+    return op
+
+
+def _time_last(scan: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    """For a scan of contiguous [B, D, T]: the transposes are its price."""
+
+    def scanned(f: Tensor, u: Tensor) -> Tensor:
+        return scan(torch.sigmoid(f).mT.contiguous(), u.mT.contiguous()).mT
+
+    return _around_a_scan(scanned)
+
+
+def _hgrn(scan: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]) -> Callable[[Tensor, Tensor], Tensor]:
+    """HGRN takes what is added first and the logarithm of f second, and also returns the last state."""
+    return lambda f, u: scan(u, logsigmoid(f))[0]
+
+
+def _imported(name: str) -> ModuleType | None:
+    """None where the package is not installed, or cannot build or load its extension."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError):
+        return None
+
+
+def other_packages(device: str) -> dict[str, Op]:
+    """Providers of what is installed; their kernels run on CUDA only."""
+    if device != "cuda":
+        return {}
+    hgrn, accelerated, ops = _imported("fla.ops.hgrn"), _imported("accelerated_scan.warp"), {}
+    for name in ("chunk_hgrn", "fused_recurrent_hgrn") if hgrn else ():
+        ops[f"fla {name}"] = _around_a_scan(_hgrn(getattr(hgrn, name)))
+    if accelerated:
+        ops["accelerated-scan, warp"] = _time_last(accelerated.scan)
+    return ops
+
+
 def cases(device: str, quick: bool) -> list[Case]:
     """Forward, and forward with backward; fp32 on a CPU, bf16 on a GPU."""
     on_cpu = device == "cpu"
@@ -72,6 +125,7 @@ def _case(way: str, B: int, T: int, D: int, device: str, dtype: torch.dtype) -> 
         **{impl: ours(impl) for impl in ("native" if device == "cpu" else "triton", "eager", "reference")},
         "step loop": step_loop,
         "block matrix": block_matrix,
+        **other_packages(device),
     }
     values = 5 if way == "forward" else 14  # I/O values per element: 4 + 1, and 4 + 1 read, 4 written
     return Case(

@@ -35,6 +35,6 @@ def adamw(
         grad_scale=1.0 / scale,
         found_inf=skipped,
     )
-    torch._foreach_sub_(tensors[-1], skipped)
+    torch._foreach_sub_(tensors[-1], [skipped] * len(steps))  # as one scalar it would wait
     if copies is not None:
         torch._foreach_copy_(list(copies), list(weights))

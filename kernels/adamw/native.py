@@ -12,7 +12,7 @@ from hotplate.kernels.launch import address
 
 
 def _table(tensors: Sequence[Tensor] | None, N: int) -> ctypes.Array:
-    return (ctypes.c_void_p * N)(*(None if tensors is None else x.data_ptr() for x in tensors or [None] * N))
+    return (ctypes.c_void_p * N)(*([None] * N if tensors is None else [x.data_ptr() for x in tensors]))
 
 
 def adamw(

@@ -44,8 +44,8 @@ def adamw(
     fp16 except for native) or None. lr: a number, or a tensor []. scale and skipped: fp32 [] on the device of the
     weights. Where skipped is not 0 nothing is changed, bit for bit. The host waits for nothing on a GPU. gradients may
     be overwritten with the scaled ones (torch's own form does that).
-    impl: auto, eager (torch's fused form), native (C on a CPU), triton (all tensors in one launch) or reference. auto is
-    triton on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
+    impl: auto, eager (torch's fused form), native (C on a CPU), triton (all tensors in one launch) or reference. auto
+    is triton on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
     Memory traffic at the least: 28 bytes per weight, 30 with a copy.
     ValueError on any other shape, dtype, device or impl. Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
@@ -65,15 +65,13 @@ def adamw(
         factors = _factors(steps, lr, betas, weight_decay)
         form = importlib.import_module(MODULES[impl])
         form.adamw(weights, gradients, first, second, copies, factors, betas, eps, scale, skipped)
-        torch._foreach_sub_(list(steps), skipped)
+        torch._foreach_sub_(list(steps), [skipped] * len(steps))  # as one scalar it would wait
         return
     function = eager.adamw if impl == "eager" else reference.adamw
     function(weights, gradients, first, second, steps, copies, lr, betas, eps, weight_decay, scale, skipped)
 
 
-def _factors(
-    steps: Sequence[Tensor], lr: float | Tensor, betas: tuple[float, float], weight_decay: float
-) -> Tensor:
+def _factors(steps: Sequence[Tensor], lr: float | Tensor, betas: tuple[float, float], weight_decay: float) -> Tensor:
     """fp32 [N, 3]: 1 - lr weight_decay, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t); computed in fp64 on the device."""
     t = torch.stack(list(steps)).double()
     decay = torch.ones_like(t) * (1 - lr * weight_decay)

@@ -14,8 +14,8 @@ from hotplate.kernels.cross_entropy.reference import Loss
 from hotplate.kernels.launch import choose_impl
 
 IMPLS = ("auto", "eager", "reference", "triton")
-# Of logits, where the caller names no number. CPU: measured (docs/log.md). GPU: not measured; each chunk reads and
-# writes the weight's gradient once, so that few large chunks are wanted.
+# Of logits, where the caller names no number: many rows per product, little beside the weight and its gradient. Each
+# chunk reads and writes that gradient once; a GPU, whose memory is larger, gets fewer of them. Not measured on a GPU.
 CHUNK_BYTES = {"cpu": 64 << 20}
 GPU_CHUNK_BYTES = 512 << 20
 IGNORED = -100  # torch's own ignore_index

@@ -1,4 +1,4 @@
-"""The loss as operators of torch, opaque to torch.compile: products of cuBLAS or MKL around a form's work on the logits.
+"""The loss as operators of torch, opaque to torch.compile: a library's products around a form's work on the logits.
 
 Letters: N targets, D width, V vocabulary.
 """

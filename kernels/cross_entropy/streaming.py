@@ -1,10 +1,10 @@
 """Loss and gradient of a chunk's logits as one Triton kernel, between the products of cuBLAS.
 
-Letters: C rows of the chunk, V vocabulary, R rows and BV logits of a program's block. Up to ONE_TILE ids a program holds
-whole rows, several where they are short, and reads them once; beyond, it walks over one row twice: the second reading
-comes from the cache where the row still is in it. 16-bit operands of the products that follow are written to a buffer of
-their own; fp32 gradients take the logits' place. A row is loaded and stored up to its stride, a multiple of 16, so that
-loads are wide for any V; what lies between V and the stride is nobody's. Importing this needs Triton.
+Letters: C rows of the chunk, V vocabulary, R rows and BV logits of a program's block. Up to ONE_TILE ids a program
+holds whole rows, several where they are short, and reads them once; beyond, it walks over one row twice: the second
+reading comes from the cache where the row still is in it. 16-bit operands of the products that follow are written to a
+buffer of their own; fp32 gradients take the logits' place. A row is loaded and stored up to its stride, a multiple of
+16, so that loads are wide for any V; what lies between V and the stride is nobody's. Importing this needs Triton.
 """
 
 import torch
@@ -18,7 +18,7 @@ from hotplate.kernels.launch import interpreting, launch, power_of_2
 
 ONE_TILE = 4096  # ids: 16 per lane of eight warps
 TILE_LOGITS = 2048  # of a program's block where rows are short
-BLOCK_LOGITS = 4096  # of a step over a longer row
+BLOCK_LOGITS = 2048  # of a step over a longer row: 4096 spills in Triton 3.6 on sm_100
 
 
 @triton.jit
@@ -134,8 +134,10 @@ def rows(
     """Fills losses and lse [C], unless lse is known; returns the gradient in `dtype` where there are factors [C]."""
     C, V = logits.shape
     stride = logits.stride(0)
-    out = logits if dtype == logits.dtype or factors is None else torch.empty_strided(
-        (C, V), (stride, 1), dtype=dtype, device=logits.device
+    out = (
+        logits
+        if dtype == logits.dtype or factors is None
+        else torch.empty_strided((C, V), (stride, 1), dtype=dtype, device=logits.device)
     )
     numbers = loss.scale, loss.cap, loss.smoothing, loss.z
     flags = {"KNOWN": known, "CAPPED": loss.cap > 0, "FAST": not interpreting()}

@@ -21,9 +21,7 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, imp
     C compiler is found. A name never falls back. Memory traffic at the least: 2 values per element forward, 3 backward.
     ValueError on any other shape, dtype, device or impl. Source: Ba et al. 2016, arXiv 1607.06450.
     """
-    if impl == "auto" and x.device.type == "cpu" and x.dtype == torch.float32:
-        impl = "eager"
-    impl = choose_impl("layernorm", impl, x)
+    impl = _choose(impl, x)
     forms.check("layernorm", x, None, weight, bias, eps)
     if impl == "reference":
         return reference.layernorm(x, weight, bias, eps)
@@ -35,11 +33,18 @@ def add_layernorm(
 ) -> tuple[Tensor, Tensor]:
     """(layernorm(s), s) with s = x + residual, rounded to the dtype of x before the norm: one pass, not two.
 
-    residual like x; auto is native on a CPU also for fp32; the rest as in layernorm. Gradients to x, residual, weight
+    residual like x; the rest as in layernorm. Gradients to x, residual, weight
     and bias. Memory traffic at the least: 4 values per element forward, 4 backward.
     """
-    impl = choose_impl("layernorm", impl, x)
+    impl = _choose(impl, x)
     forms.check("add_layernorm", x, residual, weight, bias, eps)
     if impl == "reference":
         return reference.add_layernorm(x, residual, weight, bias, eps)
     return forms.apply("add_layernorm", impl, x, residual, weight, bias, eps)
+
+
+def _choose(impl: str, x: Tensor) -> str:
+    """choose_impl, but for what was measured: C is no faster than torch's fp32 form on a CPU (docs/log.md)."""
+    if impl == "auto" and x.device.type == "cpu" and x.dtype == torch.float32:
+        return "eager"
+    return choose_impl("layernorm", impl, x)

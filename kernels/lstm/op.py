@@ -15,7 +15,7 @@ from hotplate.kernels.lstm import reference
 from hotplate.kernels.recurrence import autograd, eager, native
 
 RESIDENT_K = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}  # wider matrices do not fit beside each other
-WIDE_SHARED_BYTES = 213120  # what the widest takes, backward; compute capability 8 has less
+WIDE_MAJORS = (9, 10)  # compute capabilities with shared memory for the widest; others have less
 
 
 @cache
@@ -28,12 +28,15 @@ def _form(impl: str) -> autograd.Form:
 _run = autograd.differentiable("lstm", _form)
 
 
+@torch.compiler.assume_constant_result
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
 def _widest(gates: Tensor) -> int:
     """The K that fits the shared memory of the device."""
-    if not gates.is_cuda:
-        return RESIDENT_K[gates.dtype]
-    shared = torch.cuda.get_device_properties(gates.device).shared_memory_per_block_optin
-    return RESIDENT_K[gates.dtype] if shared >= WIDE_SHARED_BYTES else 64
+    narrow = gates.is_cuda and _major(gates.device) not in WIDE_MAJORS
+    return 64 if narrow else RESIDENT_K[gates.dtype]
 
 
 def _choose(impl: str, gates: Tensor) -> str:
@@ -73,9 +76,9 @@ def lstm(
     forget_offset is added to f. resets bool [B, T] or None: h_{t-1} and c_{t-1} are zeroed before step t.
     Returns h [B, T, H, K] in the dtype of gates, h_last and c_last [B, H, K] in the state dtype. Gradients to
     gates, recurrent, h0 and c0. Products accumulate and states are kept in fp32 (fp64).
-    impl: auto, eager, native (C on a CPU; fp32, bf16), triton (K <= 64; bf16 and fp16 from compute capability 9 on
-    K <= 128) or reference. auto is triton on CUDA where K fits it, native on a CPU where a C compiler is found, else eager; a name
-    never falls back.
+    impl: auto, eager, native (C on a CPU; fp32, bf16), triton (K <= 64; bf16 and fp16 on compute capability 9
+    and 10 K <= 128) or reference. auto is triton on CUDA where K fits it, native on a CPU where a C compiler is found,
+    else eager; a name never falls back.
     Flops: 8 B T H K^2 forward, 16 B T H K^2 backward.
     ValueError on any other shape, dtype, device or impl. Source: Hochreiter & Schmidhuber 1997;
     block-diagonal R as in Beck et al. 2024, arXiv 2405.04517.

@@ -20,7 +20,8 @@ from hotplate.kernels.recurrence.autograd import Form, Shapes, recurrent_gradien
 ROWS = 16  # BB: the least that a matrix unit takes
 STAGES = 3  # steps whose gates are under way; two stages hide less than one memory latency
 COLUMNS = 128  # of a program of cells_kernel
-PAIRS = 64  # BM
+PAIRS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}  # BM; 64 pairs in fp32 spill
+PAIR_WARPS = 8  # four spill on compute capability 10 under Triton 3.6
 
 
 def warps(W: int) -> int:
@@ -293,9 +294,9 @@ def backward(
     cells = gates.new_empty(B, T, H, K, dtype=torch.float32)
     dgates = gates.new_empty(B, T, 4, H, K)
     dh0, dc0 = (cells.new_empty(B, H, K) for _ in range(2))
-    preactivations_kernel[(triton.cdiv(B * T, PAIRS), H, 4)](
+    preactivations_kernel[(triton.cdiv(B * T, PAIRS[gates.dtype]), H, 4)](
         gates, matrix, h0, keep, h, pre, T, B, H, R, K, *gates.stride()[:4],
-        W=W, BM=PAIRS, EVEN=K == W, UPCAST=interpreting(), num_warps=4,
+        W=W, BM=PAIRS[gates.dtype], EVEN=K == W, UPCAST=interpreting(), num_warps=PAIR_WARPS,
     )  # fmt: skip
     cells_kernel[(B * triton.cdiv(H * K, COLUMNS),)](
         pre, c0, keep, cells, T, H * K, forget_offset, BD=COLUMNS, STAGES=STAGES, FAST=not interpreting(), num_warps=1

@@ -22,7 +22,7 @@ from hotplate.kernels.lstm_dense.exchange import FLAGS, ROWS, SLICE, WARPS, anno
 from hotplate.kernels.recurrence.autograd import Form
 
 MOST_ROUNDS = 3  # launches after one another; an estimate of where one product per step wins, not yet measured
-WIDTHS = range(128, 1409, 128)  # R's slice of the next leaves too little shared memory or spills
+WIDTHS = range(128, 1537, 128)  # 1536 takes 251 of 255 registers
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -84,9 +84,11 @@ def forward_kernel(
 
 
 def piece(D: int) -> int:
-    """The largest power of two that divides D, if three such pieces make D; else 128, beyond 1280 64: more spill."""
+    """The largest power of two that divides D, if three such pieces make D; else 128; beyond 1280 64: more spill."""
     largest = D & -D
-    return largest if D // largest <= 3 else min(largest, 128 if D <= 1280 else 64)
+    if D > 1280:
+        return 64
+    return largest if D // largest <= 3 else min(largest, 128)
 
 
 def rows_at_once(D: int, dtype: torch.dtype, device: torch.device) -> int:

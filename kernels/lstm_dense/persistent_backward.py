@@ -122,9 +122,9 @@ def backward_kernel(
 
 
 def piece(D: int) -> int:
-    """The largest power of two that divides a part of the sum, 256 at the most: longer pieces do not fit."""
+    """The largest power of two that divides a part of the sum, 256 at the most, 64 beyond 1280: longer do not fit."""
     share = 4 * D // PARTS
-    return min(share & -share, 256)
+    return min(share & -share, 256 if D <= 1280 else 64)
 
 
 def walk_back(

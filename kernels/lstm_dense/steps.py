@@ -190,6 +190,7 @@ def backward(
     c0: Tensor | None,
     resets: Tensor | None,
     forget_offset: float,
+    *,
     walk: Callable[..., Tensor] = walk_back,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is parallel over steps: pre-activations before the walk back, products with R and h after it."""

@@ -13,4 +13,9 @@ def setup(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
 
 def derivative(backward: Callable[[Tensor, Tensor, str], Tensor]) -> Callable[[Any, Tensor], tuple[Tensor, None]]:
     """The backward of a form's operator, from `backward`(dy, x, kind)."""
-    return lambda ctx, dy: (backward(dy.contiguous(), *ctx.saved_tensors, ctx.kind), None)
+
+    def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return backward(dy.contiguous(), x, ctx.kind), None
+
+    return differentiate

@@ -16,8 +16,8 @@ from hotplate.kernels.mlp import autograd
 MOST_FEATURES = 1024  # of a program: 16 bytes of 16-bit values per lane of four warps
 NUM_WARPS = 4
 
-# The slope of gelu's sigmoid: 2 sqrt(2 / pi) (1 + 0.044715 x^2); 0.5 (1 + tanh z) is sigmoid(2 z), without cancellation.
-# Numbers stand in the code as literals, as in kernels/activations.py.
+# The slope of gelu's sigmoid: 2 sqrt(2 / pi) (1 + 0.044715 x^2); 0.5 (1 + tanh z) is sigmoid(2 z), which does not
+# cancel. Numbers stand in the code as literals, as in kernels/activations.py.
 
 
 @triton.jit

@@ -21,7 +21,7 @@ def derivative(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callab
         dy = total.new_zeros(total.shape) if dy is None else dy.contiguous()
         dtotal = None if dtotal is None or not ctx.has_residual else dtotal.contiguous()
         dx, dweight, dbias = backward(dy, dtotal, total, weight, statistics, ctx.has_bias)
-        dbias = dbias.to(bias.dtype) if ctx.has_bias else None
-        return dx, dx if ctx.has_residual else None, dweight.to(weight.dtype), dbias, None
+        of_bias = dbias.to(bias.dtype) if ctx.has_bias else None
+        return dx, dx if ctx.has_residual else None, dweight.to(weight.dtype), of_bias, None
 
     return differentiate

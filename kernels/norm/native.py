@@ -83,6 +83,4 @@ def _(
     return torch.empty_like(total), dweight, dbias
 
 
-torch.library.register_autograd(
-    "hotplate::norm_native", autograd.derivative(backward), setup_context=autograd.setup
-)
+torch.library.register_autograd("hotplate::norm_native", autograd.derivative(backward), setup_context=autograd.setup)

@@ -119,6 +119,4 @@ def backward(
 
 operator = torch.library.triton_op("hotplate::norm", forward, mutates_args=())
 backward_operator = torch.library.triton_op("hotplate::norm_backward", backward, mutates_args=())
-torch.library.register_autograd(
-    "hotplate::norm", autograd.derivative(backward_operator), setup_context=autograd.setup
-)
+torch.library.register_autograd("hotplate::norm", autograd.derivative(backward_operator), setup_context=autograd.setup)

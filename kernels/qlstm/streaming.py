@@ -25,6 +25,7 @@ COLUMNS_PER_WARP = 64  # two per lane: a row's load fills a 128-byte line in 16 
 # fill 4 TB/s, not measured on a GPU.
 FULL_COLUMNS = 1 << 15
 MOST_SEGMENTS = 8
+BACKWARD = {"maxnreg": 255}  # without it Triton 3.6 stops at 168 registers for compute capability 10, and spills
 NUM_WARPS = 1  # programs are independent, and more of them hide more latency; not measured on a GPU
 
 
@@ -225,7 +226,7 @@ def backward(
     sizes = T // S, D, forget_offset
     if S > 1:
         product = torch.empty_like(dc0)
-        _launch(backward_kernel, rows, starts, saved, dh, None, None, dc0, product, *sizes)
+        _launch(backward_kernel, rows, starts, saved, dh, None, None, dc0, product, *sizes, **BACKWARD)
         dc_last = _chained(dc_last, product, dc0, range(S - 1, -1, -1))
-    _launch(backward_kernel, rows, starts, saved, dh, dc_last, dgates, dc0, None, *sizes)
+    _launch(backward_kernel, rows, starts, saved, dh, dc_last, dgates, dc0, None, *sizes, **BACKWARD)
     return dgates, dc0[:, 0].clone()

@@ -113,6 +113,4 @@ def _(
     return dq.new_empty(B, T, H + 2 * dk.shape[2], K), dq.new_empty(2, K, dtype=torch.float32)
 
 
-torch.library.register_autograd(
-    "hotplate::rotary_native", autograd.derivative(backward), setup_context=autograd.setup
-)
+torch.library.register_autograd("hotplate::rotary_native", autograd.derivative(backward), setup_context=autograd.setup)

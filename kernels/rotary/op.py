@@ -44,7 +44,7 @@ def cut_heads(
     """q = R norm(q'), k = R norm(k'), v = v' for (q', k', v') stacked along the heads of qkv, in one pass.
 
     qkv [B, T, H + 2 G, K] bf16|fp16|fp32|fp64, any strides, heads = H. turn: cosine and sine fp32 [B, T, K/2] of
-    `rotation`; R turns each pair (x[j], x[j + K/2]) by its angle (half-split layout of GPT-NeoX and Llama); None: R = 1.
+    `rotation`; R turns each pair (x[j], x[j + K/2]) by its angle (half-split layout of GPT-NeoX, Llama); None: R = 1.
     q_weight and k_weight float [K], both or none: norm is RMSNorm over each head with that weight; none: the identity.
     Returns q [B, T, H, K], k and v [B, T, G, K], contiguous, in the dtype of qkv; arithmetic in fp32 (fp64), rounded
     once. The gradient (R transposed, then that of the norm) is exact; it goes to qkv and the weights. Without weights

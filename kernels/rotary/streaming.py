@@ -1,9 +1,9 @@
 """cut_heads as two Triton kernels, visible to torch.compile (torch.library.triton_op). Tensors come contiguous.
 
 Letters: M tokens, H query heads, G key and value heads, K head width, P = K / 2 pairs, BH heads and BP pairs of a
-program's block, S stripes. A program's item is BH heads of one token; heads are queries, keys or values by their number.
-The backward's programs each walk over every S-th item and own one partial sum of the weights' gradients: no atomics, so
-runs repeat bit for bit. Importing this needs Triton.
+program's block, S stripes. A program's item is BH heads of one token; a head's number makes it query, key or value.
+The backward's programs each walk over every S-th item and own one partial sum of the weights' gradients: no atomics,
+so runs repeat bit for bit. Importing this needs Triton.
 """
 
 import torch
@@ -51,9 +51,7 @@ def _take(q, k, v, token, head, at, H, G, K, inside):
 
 
 @triton.jit
-def forward_kernel(
-    qkv, cosine, sine, q_weight, k_weight, q, k, v, H, G, K, eps, BH: tl.constexpr, BP: tl.constexpr
-):
+def forward_kernel(qkv, cosine, sine, q_weight, k_weight, q, k, v, H, G, K, eps, BH: tl.constexpr, BP: tl.constexpr):
     """cosine and sine, or both weights, may be None."""
     N = H + 2 * G
     P = K // 2

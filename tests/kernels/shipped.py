@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hotplate.kernels.compiled import ARCHS, Compiled, compile_kernel
 
 # Pointers in the dtype of the gates, by module; other pointers are fp32.
@@ -19,6 +21,7 @@ IO = {
 }
 TYPES = {"offset": "fp32", "flags": "*i32", "resets": "*u8"} | dict.fromkeys("TBHRKD", "i32")
 UNALIGNED = ("T", "B", "H", "R", "offset", "keep", "keep_stride")  # no multiples of 16, or not known to be
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}  # what one program may take
 
 
@@ -31,7 +34,7 @@ class Shipped:
     arch: int
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
-    cooperative: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def room(self) -> str:
@@ -53,9 +56,14 @@ def compiled(shipped: Shipped) -> Compiled:
 
     signature = {name: type_of(name) for name in kernel.arg_names if name not in constants}
     aligned = [name for name in signature if name not in UNALIGNED]
-    options = {"launch_cooperative_grid": True} if shipped.cooperative else {}
     return compile_kernel(
-        kernel, signature, constants, shipped.arch, num_warps=shipped.num_warps, divisible_by_16=aligned, **options
+        kernel,
+        signature,
+        constants,
+        shipped.arch,
+        num_warps=shipped.num_warps,
+        divisible_by_16=aligned,
+        **dict(shipped.options),
     )
 
 
@@ -81,14 +89,14 @@ def _streaming() -> Iterator[tuple[Any, ...]]:
 def _resident(arch: int) -> Iterator[tuple[Any, ...]]:
     resident = importlib.import_module("hotplate.kernels.lstm.resident")
     base = {"BB": resident.ROWS, "STAGES": resident.STAGES, "FAST": True, "EVEN": True, "UPCAST": False}
-    base |= {"BM": resident.PAIRS, "BD": resident.COLUMNS}
+    base["BD"] = resident.COLUMNS
     for width, dtype in ((32, "bf16"), (64, "bf16"), (64, "fp32"), (128, "bf16")):
         if arch == 80 and width == 128:
             continue  # its matrices do not fit; op.py does not launch it there
-        constants = {**base, "W": width, "HALF": dtype != "fp32"}
+        constants = {**base, "W": width, "HALF": dtype != "fp32", "BM": resident.PAIRS[DTYPES[dtype]]}
         for kernel in ("forward_kernel", "backward_kernel"):
             yield "lstm.resident", kernel, f"K{width}", dtype, constants, resident.warps(width)
-        yield "lstm.resident", "preactivations_kernel", f"K{width}", dtype, constants, 4
+        yield "lstm.resident", "preactivations_kernel", f"K{width}", dtype, constants, resident.PAIR_WARPS
     yield "lstm.resident", "cells_kernel", "", "bf16", base, 1
 
 
@@ -123,7 +131,11 @@ def everything() -> list[Shipped]:
     for arch in ARCHS:
         rows = [*_streaming(), *_resident(arch), *_steps(), *(_persistent() if arch == 90 else ())]
         for module, kernel, label, dtype, constants, warps in rows:
-            cooperative = kernel != "coefficients_kernel" and "persistent" in module
-            frozen = tuple(sorted(constants.items()))
-            found.append(Shipped(module, kernel, label, dtype, arch, frozen, warps, cooperative))
+            options: dict[str, Any] = {}
+            if "persistent" in module and kernel != "coefficients_kernel":
+                options["launch_cooperative_grid"] = True
+            if (module, kernel) == ("qlstm.streaming", "backward_kernel"):
+                options |= importlib.import_module("hotplate.kernels.qlstm.streaming").BACKWARD
+            frozen = tuple(sorted(constants.items())), warps, tuple(options.items())
+            found.append(Shipped(module, kernel, label, dtype, arch, *frozen))
     return found

@@ -111,9 +111,9 @@ def test_everything_shipped_is_recorded():
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("shipped", BY_NAME.values(), ids=str)
 def test_recorded_code_fits_and_does_not_spill(shipped, version):
-    """What makes a kernel fast, whatever the version. No spill: a lane's stack stays empty, or is not used."""
+    """What makes a kernel fast, whatever the version."""
     code = budgets(shipped.room)[str(shipped)][version]
-    assert code["spills"] == 0 and code["local_bytes"] == 0 and code["stack_bytes"] <= 8
+    assert code["spills"] == 0 and code["local_bytes"] == 0 and code["stack_bytes"] == 0
     assert code["registers"] <= 255 and code["shared_bytes"] <= SHARED_BYTES[shipped.arch]
     if "streaming" in shipped.module:
         streams(shipped, code)
@@ -121,7 +121,7 @@ def test_recorded_code_fits_and_does_not_spill(shipped, version):
         assert code["loop_copies"] > 0, "the loads of a step are not under way before it"
         assert code["loop_barriers"] <= LOOP_BARRIERS[shipped.kernel]
         assert code["matrix"] > 0 or shipped.dtype == "fp32", "no matrix instructions"
-    elif shipped.cooperative:
+    elif ("launch_cooperative_grid", True) in shipped.options:
         assert code["matrix"] > 0, "no matrix instructions"
         polls = code["loop_loads"], code["loop_reductions"], code["loop_barriers"]
         assert polls == (1, 1, 0), "programs that wait do more than load, reduce and branch"

@@ -1,16 +1,18 @@
-"""Machine code of the Triton kernels beside attention, for GPUs that need not be there: norms, MLP, rotary, loss, AdamW.
+"""Machine code of the Triton kernels of norms, MLP, rotary, loss and AdamW, for GPUs that need not be there.
 
 budgets/<room>.json holds what each shipped configuration compiles to, by architecture and version of Triton. A few of
 them are compiled again here; all of them (two minutes) by
 
     python tests/kernels/test_transformer_compiled.py          compares, and exits with 1 where something differs
     python tests/kernels/test_transformer_compiled.py --write  records what the installed Triton makes
+
+both of all rooms, or of those that are named.
 """
 
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,7 @@ FP32 = ("statistics", "dweight", "dbias", "cosine", "sine", "dweights", "factors
 INTEGERS = {"M": "i32", "D": "i32", "F": "i32", "S": "i32", "H": "i32", "G": "i32", "K": "i32", "C": "i32", "V": "i32"}
 NUMBERS = dict.fromkeys(("eps", "cap", "smoothing", "z", "rest1", "beta2", "rest2"), "fp32")
 OTHERS = {"targets": "*i64", "table": "*i64", "places": "*i32", "stride": "i32"}
+ABI_STACK_BYTES = 8  # reserved now and then (Triton 3.6, sm_100) without one instruction that uses it
 UNALIGNED = ("M", "C", "H", "G", "S")  # counts that need not be multiples of 16; widths are
 
 
@@ -148,7 +151,8 @@ def budgets(room: str) -> dict[str, Mapping[str, object]]:
 
 def assert_clean(what: Shipped, code: Compiled) -> None:
     """Whatever the version: nothing spills, a program fits the registers, rows come in wide loads."""
-    assert code.stack_bytes == 0 and code.local_bytes == 0 and code.count("LDL", "STL") == 0, f"{what} spills"
+    spills = code.local_bytes or code.count("LDL", "STL") or code.stack_bytes > ABI_STACK_BYTES
+    assert not spills, f"{what} spills: {record(code)}"
     assert code.registers * 32 * what.warps <= 65536, f"{what}: {code.registers} registers"
     assert code.count("LDG.E.128"), f"{what}: {dict(code.opcodes)}"
 
@@ -179,12 +183,12 @@ def test_every_shipped_kernel_has_a_budget_on_every_architecture_and_none_is_orp
         assert set(budgets(room)) == wanted
         for name, versions in budgets(room).items():
             assert set(versions) >= {"3.6.0", "3.9.0"}, name
-            assert all(made["stack_bytes"] == 0 for made in versions.values()), name
+            assert all(made["stack_bytes"] <= ABI_STACK_BYTES for made in versions.values()), name
 
 
-def main(write: bool) -> int:
+def main(write: bool, rooms: Sequence[str]) -> int:
     different = 0
-    for room in sorted({what.room for what in shipped()}):
+    for room in rooms or sorted({what.room for what in shipped()}):
         body = budgets(room)
         for what in (w for w in shipped() if w.room == room):
             for arch in ARCHS:
@@ -200,4 +204,4 @@ def main(write: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--write" in sys.argv[1:]))
+    sys.exit(main("--write" in sys.argv[1:], [word for word in sys.argv[1:] if word != "--write"]))

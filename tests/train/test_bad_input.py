@@ -240,11 +240,12 @@ def test_evaluate_and_generate_read_a_run(own: Path, tmp_path: Path, capsys, ref
     capsys.readouterr()
     result = tmp_path / "result.json"
     assert evaluate.main([str(folder), "--split", "all", f"--json={result}"]) == 0
-    found = json.loads(result.read_text())["splits"]
+    (trained_on,) = json.loads(result.read_text())["sets"]
+    found = trained_on["splits"]
     assert set(found) == {"train", "validation", "test"}
     assert found["test"]["nats"] == pytest.approx(summary["nats"], rel=1e-6)
     assert evaluate.main([str(folder), "--last-n=8", f"--json={result}"]) == 0
-    assert json.loads(result.read_text())["splits"]["test"]["targets"] == summary["targets"]
+    assert json.loads(result.read_text())["sets"][0]["splits"]["test"]["targets"] == summary["targets"]
     capsys.readouterr()
     assert generate.main([str(folder), "--prompt=the", "--tokens=5", "--seed=3"]) == 0
     first = capsys.readouterr().out

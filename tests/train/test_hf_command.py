@@ -47,6 +47,23 @@ def test_import_grow_train_export(llama: Path, prepared: Path, tmp_path: Path, c
     assert torch.equal(model.model.embed_tokens.weight, trained.model["embedding.weight"])
 
 
+def test_a_start_for_other_tokens_keeps_the_body(llama: Path, tmp_path: Path, capsys) -> None:
+    whole, sliced, drawn = (tmp_path / name for name in ("whole", "sliced", "drawn"))
+    assert hf(["import", str(llama), "-o", str(whole)]) == 0
+    assert hf(["import", str(llama), "-o", str(sliced), "--vocab=502", "--rope-theta=1e6"]) == 0
+    assert hf(["import", str(llama), "-o", str(drawn), "--vocab=3000", "--rows=random", "--seed=4"]) == 0
+    full, cut, new = (checkpoint.find(folder) for folder in (whole, sliced, drawn))
+    assert torch.equal(cut.model["embedding.weight"], full.model["embedding.weight"][:502])
+    assert cut.trainer["model"]["vocab"] == 502 and cut.trainer["model"]["mixer"]["rope_theta"] == 1e6
+    assert new.model["embedding.weight"].shape == (3000, 32) and cut.trainer["model"]["tied"]
+    assert new.model["embedding.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    for name in full.model.keys() - {"embedding.weight"}:
+        assert torch.equal(full.model[name], cut.model[name]) and torch.equal(full.model[name], new.model[name])
+    capsys.readouterr()
+    assert guarded(hf, ["import", str(llama), "-o", str(tmp_path / "x"), "--vocab=4000"]) == 2
+    assert "want a vocabulary of 1..2048 rows to slice" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
 def test_bad_folders_are_one_error(llama: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     assert guarded(hf, ["import", str(tmp_path / "none"), "-o", str(out)]) == 2

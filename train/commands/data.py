@@ -7,6 +7,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from hotplate.train.data.books.curate import REPORT, BooksConfig, curate
+from hotplate.train.data.books.out_of_distribution import OodConfig, fetch_ood
 from hotplate.train.data.dataset import Dataset, unigram_nats
 from hotplate.train.data.importers import (
     GPT2_END_OF_TEXT,
@@ -51,7 +53,15 @@ class Import(ImportConfig):
 
 
 Command = (
-    Annotated[PrepareConfig, tyro.conf.subcommand("prepare", description="Prepare text: tokenise and write shards.")]
+    Annotated[
+        BooksConfig,
+        tyro.conf.subcommand("books", description="Filter books, drop duplicates and split: lists for `prepare`."),
+    ]
+    | Annotated[
+        OodConfig,
+        tyro.conf.subcommand("fetch-ood", description="Fetch held-out text of other kinds: French, code, statistics."),
+    ]
+    | Annotated[PrepareConfig, tyro.conf.subcommand("prepare", description="Prepare text: tokenise and write shards.")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Import, tyro.conf.subcommand("import")]
@@ -62,6 +72,10 @@ def main(arguments: list[str]) -> int:
     """Run one subcommand; an InputError is for the caller to print."""
     command = tyro.cli(Command, prog="hotplate data", args=arguments)
     match command:
+        case BooksConfig():
+            describe_books(curate(command), command)
+        case OodConfig():
+            describe_ood(fetch_ood(command), command)
         case PrepareConfig():
             describe(prepare(command))
         case Check():
@@ -91,6 +105,34 @@ def describe(dataset: Dataset) -> None:
     if {"train", "test"} <= set(dataset.splits):
         nats = unigram_nats(dataset.split("train"), dataset.split("test"))
         print(f"unigram loss {nats:.3f} nats per token on test, which a trained model must beat")
+
+
+def describe_books(report: dict, config: BooksConfig) -> None:
+    """Print what became of the books: kept by split, dropped by filter."""
+    columns = ("documents", "bytes")
+    table = Table("", *columns, "failed at all")
+    table.add_row("read", *(f"{report[name]:,}" for name in columns), end_section=True)
+    for reason, amount in report["dropped_first_by"].items():
+        failed = report["failed_at_all"][reason]["documents"]
+        table.add_row(f"dropped by {reason}", *(f"{amount[name]:,}" for name in columns), f"{failed:,}")
+    table.add_section()
+    for split, amount in report["splits"].items():
+        table.add_row(split, *(f"{amount[name]:,}" for name in columns))
+    Console().print(table)
+    print(f"file lists   {config.out}, with {REPORT}")
+    print(f"fingerprint  {report['fingerprint']}")
+    print(f"next         hotplate data prepare --source {config.source} --file-lists {config.out} --out ...")
+
+
+def describe_ood(sources: dict[str, dict], config: OodConfig) -> None:
+    """Print what was fetched, from where."""
+    table = Table("split", "documents", "bytes", "from", "licence")
+    for name, found in sources.items():
+        amounts = (f"{found[field]:,}" for field in ("documents", "bytes"))
+        table.add_row(name, *amounts, f"{found['name']} {found['version']} ({found['registry']})", found["licence"])
+    Console().print(table)
+    lists = f"--source {config.out} --file-lists {config.out}"
+    print(f"next         hotplate data prepare {lists} --tokenizer .../tokenizer.model --out ...")
 
 
 def _import(command: Import) -> Dataset:

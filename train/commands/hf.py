@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -28,6 +28,14 @@ class Import:
     """Llama, Qwen2, OLMo, GPT-NeoX (Pythia) or OPT, as `transformers` saves it"""
     out: Out
     """new checkpoint folder; `hotplate train OUT`, `hotplate grow OUT` and `hotplate evaluate OUT` read it"""
+    vocab: int | None = None
+    """another number of token ids, for a model of other tokens (speech units: 502) on the text model's body"""
+    rows: Literal["slice", "random"] = "slice"
+    """with --vocab: keep the first rows of embedding and head, or draw them anew"""
+    rope_theta: float | None = None
+    """another base wavelength of rotary positions; none = the checkpoint's"""
+    seed: int = 0
+    """of drawn rows"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{out}: exists; choose another -o, nothing is overwritten")
     try:
         if isinstance(command, Import):
-            _import(Path(command.folder), out)
+            _import(command, out)
         else:
             _export(Path(command.run), out, command.family)
     except ValueError as error:
@@ -63,22 +71,28 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _import(folder: Path, out: Path) -> None:
+def _import(command: Import, out: Path) -> None:
+    folder = Path(command.folder)
     model, weights = hf.load(folder)
+    text = command.vocab is None
+    if not text or command.rope_theta is not None:
+        vocab = model.vocab if command.vocab is None else command.vocab
+        model, weights = hf.with_vocabulary(model, weights, vocab, command.rows, command.seed, command.rope_theta)
     tokenizer = folder / "tokenizer.json"
+    known = text and tokenizer.is_file()
     config = TrainConfig(model=model)
     config = replace(config, data=replace(config.data, window=min(config.data.window, model.context)))
     trainer = {
         "step": 0,
         "data": "",
-        "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else "",
+        "tokenizer": hashlib.sha256(tokenizer.read_bytes()).hexdigest() if known else "",
         "config": settings.to_table(config),
         "model": settings.to_table(model),
         "imported": str(folder),
     }
     checkpoint.write(out, {"model": weights, "optimizer": {}, "state": {}}, trainer)
     say(f"{out}: {cost(model, model.context).parameters:,} parameters from {folder}")
-    prepare = f"hotplate data prepare --tokenizer {tokenizer} ..." if tokenizer.is_file() else "its own tokeniser"
+    prepare = f"`hotplate data prepare --tokenizer {tokenizer} ...`" if known else "a tokeniser of these ids"
     say(f"prepare data with {prepare}, then `hotplate train {out} --data.source SET --budget ...`")
 
 

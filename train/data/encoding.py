@@ -1,27 +1,21 @@
 """Documents to token ids in parallel processes, in order, and into the shards of their splits."""
 
-import multiprocessing
-import os
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from hotplate.train.data.dataset import Manifest, ShardEntry
 from hotplate.train.data.documents import Document
+from hotplate.train.data.processes import in_order
 from hotplate.train.data.shards import Shard, ShardWriter
 from hotplate.train.data.tokenizer import Tokenizer
 from hotplate.train.errors import InputError
 
 SPLITS = ("train", "validation", "test")
-GROUP_BYTES = 1 << 20  # text sent to a worker at a time: far more work than its pickling
 
 
 @dataclass(frozen=True)
@@ -39,29 +33,12 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, worker
     At most two groups of about 1 MiB per worker are in memory. `workers` <= 1 works in this process.
     Raises InputError naming the document that the tokenizer loses text of.
     """
-    groups = _groups(documents)
-    if workers <= 1:
-        for group in groups:
-            yield from _encode_group(tokenizer, group)
-        return
-    context = multiprocessing.get_context("spawn")  # safe whatever threads or devices this process has
-    opened = (str(tokenizer.path), tokenizer.eod)
-    with ProcessPoolExecutor(workers, context, _exit_with_parent) as pool:
-        waiting: deque[Future] = deque()
-        try:
-            for group in groups:
-                waiting.append(pool.submit(_encode_in_worker, *opened, group))
-                if len(waiting) > 2 * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process died: out of memory, or a calling script without "
-                "`if __name__ == '__main__':`; pass --workers 1 to encode in one process"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    encode = (
+        partial(_encode_group, tokenizer)
+        if workers <= 1
+        else partial(_encode_in_worker, str(tokenizer.path), tokenizer.eod)
+    )
+    yield from in_order(encode, documents, workers)
 
 
 class SplitWriter:
@@ -151,18 +128,6 @@ def split_order(name: str) -> tuple[int, str]:
     return (SPLITS.index(name) if name in SPLITS else len(SPLITS)), name
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    group, size = [], 0
-    for document in documents:
-        group.append(document)
-        size += len(document.text)
-        if size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _encode_group(tokenizer: Tokenizer, group: list[Document]) -> list[Encoded]:
     encoded = []
     for document in group:
@@ -172,18 +137,6 @@ def _encode_group(tokenizer: Tokenizer, group: list[Document]) -> list[Encoded]:
             raise InputError(f"{document.identifier}: {error}") from error
         encoded.append(Encoded(ids.astype(np.uint32), len(document.text.encode()), len(document.text)))
     return encoded
-
-
-def _exit_with_parent() -> None:
-    """End this worker when its parent is killed; the pool's own pipes would keep it waiting for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @cache

@@ -16,6 +16,7 @@ from hotplate.train.data.corpora import CORPORA
 from hotplate.train.data.dataset import MANIFEST, Dataset
 from hotplate.train.data.documents import SUFFIXES, Document, FolderSource, OnError, Skipped
 from hotplate.train.data.encoding import Encoded, encode_documents, write_dataset
+from hotplate.train.data.file_lists import FileLists, ListedSource, Source
 from hotplate.train.data.publish import exclusive, published
 from hotplate.train.data.shards import Verify
 from hotplate.train.data.tokenizer import Tokenizer, train_tokenizer
@@ -43,10 +44,12 @@ class PrepareConfig:
     """The field of .jsonl and .parquet records that holds the text."""
     separator: str | None = None
     """Text that divides .txt, .md and .py files into several documents; by default a file is one."""
+    file_lists: str | None = None
+    """A folder of file lists, of `hotplate data books` or `fetch-ood`: only these documents, in these splits."""
     validation: float = 0.05
-    """Share of the bytes, by whole documents."""
+    """Share of the bytes, by whole documents; not used with --file-lists."""
     test: float = 0.05
-    """Share of the bytes, by whole documents."""
+    """Share of the bytes, by whole documents; not used with --file-lists."""
     seed: int = 0
     """Chooses the documents of the splits."""
     on_error: OnError = "raise"
@@ -74,6 +77,7 @@ class Survey:
     hashes: list[bytes]
     sizes: list[int]  # UTF-8 bytes
     skipped: Skipped
+    identifiers: list[str]
 
     @property
     def bytes(self) -> int:
@@ -161,11 +165,17 @@ def assign_splits(survey: Survey, validation: float, test: float) -> list[str]:
 
 
 def _build(config: PrepareConfig, folder: Path) -> None:
-    source = CORPORA.get(config.source) or FolderSource(
+    source: Source = CORPORA.get(config.source) or FolderSource(
         Path(config.source), config.text_field, config.separator, config.on_error
     )
-    survey = _survey(source, config.seed)
-    split_of = assign_splits(survey, config.validation, config.test)
+    if config.file_lists is None:
+        survey = _survey(source, config.seed)
+        split_of = assign_splits(survey, config.validation, config.test)
+    else:
+        lists = FileLists.read(Path(config.file_lists))
+        source = ListedSource(source, lists)
+        survey = _survey(source, config.seed)
+        split_of = [lists.entries[identifier][0] for identifier in survey.identifiers]
     with published(folder) as partial:
         tokenizer = _tokenizer_for(config, source, survey, split_of, partial)
         documents = _reread(source, survey, config.seed)
@@ -181,23 +191,24 @@ def _build(config: PrepareConfig, folder: Path) -> None:
         write_dataset(partial, labelled, tokenizer, config.shard_tokens, description)
 
 
-def _survey(source, seed: int) -> Survey:
+def _survey(source: Source, seed: int) -> Survey:
     skipped = Skipped()
-    hashes, sizes = [], []
+    hashes, sizes, identifiers = [], [], []
     for document in source.read(skipped):
-        hashes.append(_hash(document, seed))
+        identifiers.append(document.identifier)
+        hashes.append(order_key(document.identifier, seed))
         sizes.append(len(document.text.encode()))
     if not sizes:
         raise InputError(
             f"{source.describe()}: no text in it: {skipped.empty} empty and {skipped.invalid} invalid documents"
         )
-    return Survey(hashes, sizes, skipped)
+    return Survey(hashes, sizes, skipped, identifiers)
 
 
-def _reread(source, survey: Survey, seed: int) -> Iterator[Document]:
+def _reread(source: Source, survey: Survey, seed: int) -> Iterator[Document]:
     read = 0
     for document in source.read(Skipped()):
-        if read == len(survey.hashes) or _hash(document, seed) != survey.hashes[read]:
+        if read == len(survey.hashes) or order_key(document.identifier, seed) != survey.hashes[read]:
             raise InputError(f"{document.identifier}: the source changed while it was being prepared; run it again")
         read += 1
         yield document
@@ -205,7 +216,9 @@ def _reread(source, survey: Survey, seed: int) -> Iterator[Document]:
         raise InputError(f"{source.describe()}: the source changed while it was being prepared; run it again")
 
 
-def _tokenizer_for(config, source, survey: Survey, split_of: list[str], folder: Path) -> Tokenizer:
+def _tokenizer_for(
+    config: PrepareConfig, source: Source, survey: Survey, split_of: list[str], folder: Path
+) -> Tokenizer:
     if config.tokenizer is not None:
         given = Tokenizer.load(config.tokenizer, config.eod)
         copy = folder / ("tokenizer.json" if given.path.suffix == ".json" else "tokenizer.model")
@@ -216,14 +229,17 @@ def _tokenizer_for(config, source, survey: Survey, split_of: list[str], folder: 
         if split_of[number] == "train" and size < config.tokenizer_bytes:
             chosen.add(number)
             size += survey.sizes[number]
+    if not chosen:
+        raise InputError(f"{config.file_lists}: no training documents to train a tokenizer on; pass --tokenizer")
     documents = enumerate(_reread(source, survey, config.seed))
     # A single document can be larger than the whole allowance.
     texts = (document.text[: config.tokenizer_bytes] for number, document in documents if number in chosen)
     return train_tokenizer(texts, config.vocab, folder / "tokenizer.model")
 
 
-def _hash(document: Document, seed: int) -> bytes:
-    return hashlib.blake2b(document.identifier.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+def order_key(identifier: str, seed: int) -> bytes:
+    """What documents are sorted by before they are dealt to the splits: a keyed hash of the identifier."""
+    return hashlib.blake2b(identifier.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
 
 
 def _with_progress(documents: Iterator[Encoded], total_bytes: int) -> Iterator[Encoded]:

@@ -68,17 +68,8 @@ class WindowSource:
         """Batch `number`, always of `batch_rows` rows; rows and places past the end have weight 0 and token
         D.
         """
-        if self.carry:
-            stream, step = np.arange(self.batch_rows), np.full(self.batch_rows, number)
-        else:
-            stream, step = (
-                np.zeros(self.batch_rows, np.int64),
-                number * self.batch_rows + np.arange(self.batch_rows),
-            )
-        begin, end = self._edges[stream] + step * self.last_n, self._edges[stream + 1]
+        pairs, inside, step = self._places(number)
         columns = np.arange(self.window)
-        pairs = begin[:, None] + columns
-        inside = (pairs < end[:, None]) & (step < self.windows)[:, None]
         inputs, targets = np.full(pairs.shape, self.split.eod), np.full(pairs.shape, self.split.eod)
         inputs[inside], targets[inside] = self.split.gather(pairs[inside])
         scored = inside & ((columns >= self.window - self.last_n) | (step == 0)[:, None])
@@ -90,6 +81,23 @@ class WindowSource:
             **self._segments_of(pairs, inside),
             slots=np.arange(self.batch_rows) if self.carry else None,
         )
+
+    def pairs(self, number: int) -> np.ndarray:
+        """int64 [B, T]: the split's pair at each place of batch `number`; -1 where there is none."""
+        pairs, inside, _ = self._places(number)
+        return np.where(inside, pairs, -1)
+
+    def _places(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of batch `number`: the pair at each place (int64 [B, T]), whether there is one (bool [B, T]), and the window
+        of its stream that each row is (int64 [B]).
+        """
+        if self.carry:
+            stream, step = np.arange(self.batch_rows), np.full(self.batch_rows, number)
+        else:
+            stream, step = np.zeros(self.batch_rows, np.int64), number * self.batch_rows + np.arange(self.batch_rows)
+        begin, end = self._edges[stream] + step * self.last_n, self._edges[stream + 1]
+        pairs = begin[:, None] + np.arange(self.window)
+        return pairs, (pairs < end[:, None]) & (step < self.windows)[:, None], step
 
     def _segments_of(self, pairs: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
         if self.documents == "join":

@@ -69,7 +69,7 @@ def test_folder_of_text_files(folder, tmp_path, texts):
 
 def test_two_processes_write_what_one_does(folder, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("hotplate.train.data.prepare.WORKER_BYTES", 1)
-    monkeypatch.setattr("hotplate.train.data.encoding.GROUP_BYTES", 10_000)
+    monkeypatch.setattr("hotplate.train.data.processes.GROUP_BYTES", 10_000)
     options = {"shard_tokens": 5000}
     one = prepare(_config(folder, tmp_path, tokenizer, **options))
     config = PrepareConfig(
@@ -229,14 +229,14 @@ def test_existing_folder_is_left_alone(folder, tmp_path, tokenizer):
 def test_splits_hold_their_share_and_at_least_one_document():
     rng = np.random.default_rng(0)
     for count in (3, 10, 1000):
-        survey = Survey([rng.bytes(8) for _ in range(count)], [10] * count, Skipped())
+        survey = Survey([rng.bytes(8) for _ in range(count)], [10] * count, Skipped(), [""] * count)
         names = assign_splits(survey, 0.05, 0.1)
         assert names.count("test") == max(1, count // 10) and names.count("validation") == max(1, count // 20)
 
 
 KILLED = """
 import os, signal, sys
-from hotplate.train.data import encoding, prepare
+from hotplate.train.data import encoding, prepare, processes
 
 def die(self, document):
     add(self, document)
@@ -245,7 +245,7 @@ def die(self, document):
 
 if __name__ == "__main__":
     add, encoding.SplitWriter.add = encoding.SplitWriter.add, die
-    prepare.WORKER_BYTES, encoding.GROUP_BYTES = 1, 1000
+    prepare.WORKER_BYTES, processes.GROUP_BYTES = 1, 1000
     source, out, tokenizer = sys.argv[1:]
     prepare.prepare(prepare.PrepareConfig(source=source, out=out, tokenizer=tokenizer, workers=2))
 """
