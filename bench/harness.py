@@ -1,31 +1,22 @@
-"""Times several ways of computing one thing, side by side, and refuses to time a wrong one.
+"""What a benchmark is: the work of a case, its providers and their truth, and the floor that no provider can beat.
 
-A case names the work and its providers; what every provider returns is compared with the truth.
-Rounds interleave the providers, so that a slow minute of the machine falls on all of them.
+What every provider returns is compared with the truth; nothing of a case with a wrong provider is timed (timing.py).
 """
 
-import json
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hotplate.train.environment import environment
-
 Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
-MIN_ROUNDS = 5  # fewer have no 20th and 80th percentile worth the name
 RATE_TRIES = 15  # the best of them: a neighbour on the machine must not lower the rate
 CPU_SIDES, GPU_SIDES = (512, 1024, 2048), (4096, 8192)  # of square products: which is fastest depends on caches
-CASE_SECONDS = 20.0  # after this long a case makes do with MIN_ROUNDS
-CACHE_FLUSH_BYTES = 256 << 20  # larger than the last-level cache of any GPU this runs on
 
 
 class WrongResult(RuntimeError):
@@ -50,25 +41,6 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.bench}[{self.name}-{self.device}-{dtype_name(self.dtype)}]"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One provider on one case; None where not measured."""
-
-    bench: str
-    case: str
-    provider: str
-    device: str
-    dtype: str
-    ms_median: float
-    ms_p20: float
-    ms_p80: float
-    cpu_ms_median: float | None  # processor time of the process, blind to neighbours on the machine
-    floor_ms: float | None
-    tokens_per_s: float | None
-    peak_bytes: int | None  # allocated above the start of the call; CUDA only, torch counts none on a CPU
-    max_err: float
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -97,35 +69,6 @@ def checked(case: Case) -> tuple[Inputs, dict[str, float]]:
         facts = ", ".join(f"{name} {e:.2g}" for name, e in wrong.items())
         raise WrongResult(f"{case}: error above {case.tolerance:.2g}: {facts}; not timed")
     return inputs, errors
-
-
-def _time_cpu(call: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor milliseconds of one call."""
-    wall, busy = time.perf_counter(), time.process_time()
-    call()
-    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - busy)
-
-
-def _time_cuda(call: Callable[[], object], flush: Tensor) -> float:
-    """Device milliseconds of one call on a cold cache."""
-    flush.zero_()
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop)
-
-
-def _peak_bytes(call: Callable[[], object], device: str) -> int | None:
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 @dataclass(frozen=True)
@@ -171,64 +114,3 @@ def floor_ms(case: Case, rates: Rates) -> float | None:
     if case.flops is not None:
         floors.append(case.flops / rates.matmul_flops_per_s)
     return 1e3 * max(floors) if floors else None
-
-
-def measure(case: Case, rounds: int) -> list[Row]:
-    """A row per provider: checked and warmed by one call, then timed over at most `rounds` shared rounds."""
-    inputs, errors = checked(case)
-    calls = {name: partial(provider, inputs) for name, provider in case.providers.items()}
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    busy: dict[str, list[float]] = {name: [] for name in calls}
-    flush = torch.empty(CACHE_FLUSH_BYTES if case.device == "cuda" else 0, dtype=torch.uint8, device=case.device)
-    begin = time.perf_counter()
-    for done in range(max(rounds, MIN_ROUNDS)):
-        if done >= MIN_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
-            break
-        for name, call in calls.items():
-            if case.device == "cuda":
-                wall[name].append(_time_cuda(call, flush))
-            else:
-                wall_ms, busy_ms = _time_cpu(call)
-                wall[name].append(wall_ms)
-                busy[name].append(busy_ms)
-    least_ms = floor_ms(case, measured_rates(case.device, case.dtype))
-    rows = []
-    for name, call in calls.items():
-        fifths = statistics.quantiles(wall[name], n=5, method="inclusive")
-        median = statistics.median(wall[name])
-        rows.append(
-            Row(
-                bench=case.bench,
-                case=case.name,
-                provider=name,
-                device=case.device,
-                dtype=dtype_name(case.dtype),
-                ms_median=median,
-                ms_p20=fifths[0],
-                ms_p80=fifths[3],
-                cpu_ms_median=statistics.median(busy[name]) if busy[name] else None,
-                floor_ms=least_ms,
-                tokens_per_s=None if case.tokens is None else 1e3 * case.tokens / median,
-                peak_bytes=_peak_bytes(call, case.device),
-                max_err=errors[name],
-            )
-        )
-    return rows
-
-
-def result_path(folder: Path, record: Mapping[str, object]) -> Path:
-    """<folder>/<machine>-<date>.json"""
-    words = "".join(c if c.isalnum() else " " for c in str(record["name"])).lower().split()
-    return folder / f"{'-'.join(words)}-{str(record['date'])[:10]}.json"
-
-
-def write_json(path: Path, rows: Iterable[Row], record: Mapping[str, object]) -> None:
-    """{"machine": {...}, "rows": [...]}; keys of a row are the fields of Row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = {"machine": dict(record), "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-
-
-def record(device: str) -> dict[str, object]:
-    """The machine, the revision and the rates behind the floors."""
-    return {**environment(torch.device(device)), "rates_float32": asdict(measured_rates(device, torch.float32))}

@@ -3,7 +3,6 @@
 Languini Kitchen section 1.2: forward, loss, backward and optimiser step; warm-up excluded; data loading excluded.
 """
 
-import contextlib
 import math
 import statistics
 import time
@@ -73,7 +72,7 @@ def measure(
     alone = Ranks(0, 1, ranks.device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = LanguageModel.build(config, seed=0, device=ranks.device, dtype=dtype)
-    _reset_peak(ranks.device)
+    reset_peak_memory(ranks.device)
     step = Step(model, Optimizer(model, optimizer), alone, precision, targets=rows * window)
     batch = random_batch(config, rows, window, ranks.device)
     states = [model.initial_state(rows) if batch.slots is not None else None]
@@ -98,26 +97,37 @@ def measure(
         deviation_seconds=statistics.stdev(times),
         samples=len(times),
         model_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        peak_bytes=_peak(ranks.device),
+        peak_bytes=peak_memory(ranks.device),
     )
 
 
-def _reset_peak(device: torch.device) -> None:
-    """Start a new high-water mark of memory."""
+def reset_peak_memory(device: torch.device) -> bool:
+    """Start a new high-water mark of memory; False where that is not allowed: it is the process's highest then."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif (mark := Path("/proc/self/clear_refs")).exists():
-        with contextlib.suppress(OSError):  # not allowed everywhere; then the mark is the process's highest
-            mark.write_text("5", encoding="ascii")
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
-def _peak(device: torch.device) -> int | None:
-    """Most bytes in use since `_reset_peak`; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use since `reset_peak_memory`; None where the system does not say."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def resident_memory(device: torch.device) -> int | None:
+    """Bytes in use now: allocated on a GPU, resident in this process on a CPU; None where the system does not say."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+
+
+def _status(field: str) -> int | None:
+    """A size of this process, in bytes."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,31 +1,35 @@
-"""hotplate bench: times kernels against their peers and writes the numbers down."""
+"""`hotplate bench`: times kernels and whole steps against their peers; its verbs read and guard what came of it."""
 
-import sys
+import importlib
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from hotplate.bench import registry
-from hotplate.bench.harness import Row, WrongResult, measure, record, result_path, write_json
+from hotplate.train import settings
+from hotplate.train.console import say
 from hotplate.train.errors import InputError
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
-ROUNDS, QUICK_ROUNDS = 15, 5
+CASES = Path(__file__).resolve().parent.parent / "test_cases.py"
+VERBS = ("diff", "readme", "gates", "ratio")  # each a module of this folder
 
 
 @dataclass(frozen=True)
 class Options:
-    """Time kernels against their peers, side by side, after checking each against float64."""
+    """Time kernels against their peers, side by side, after checking each against float64.
+
+    Verbs instead of names: `hotplate bench diff A.json B.json`, `readme`, `gates`, `ratio`.
+    """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Benchmarks to run; none: all of them."""
     json: Path | None = None
-    """Where the rows go; not given: bench/results/<machine>-<date>.json, and nowhere with --quick."""
+    """Where the rows go, figures beside; not given: bench/results/<machine>-<date>.json, nowhere with --quick."""
     quick: bool = False
     """Small shapes and few rounds: shows that everything runs, says little about speed."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,29 +38,11 @@ class Options:
     """CPU threads; with 1, wall and processor time are comparable."""
 
 
-def table(rows: list[Row]) -> Table:
-    """The rows for the screen, with each provider's time as a multiple of the case's first provider."""
-    shown = Table("case", "provider", "ms", "p20..p80", "cpu ms", "x first", "% of floor", "tokens/s", "error")
-    first: dict[tuple[str, str, str], float] = {}
-    for row in rows:
-        baseline = first.setdefault((row.bench, row.case, row.dtype), row.ms_median)
-        shown.add_row(
-            f"{row.bench} {row.case} {row.dtype}",
-            row.provider,
-            f"{row.ms_median:.3g}",
-            f"{row.ms_p20:.3g}..{row.ms_p80:.3g}",
-            "" if row.cpu_ms_median is None else f"{row.cpu_ms_median:.3g}",
-            f"{row.ms_median / baseline:.2f}",
-            "" if row.floor_ms is None else f"{100 * row.floor_ms / row.ms_median:.0f}",
-            "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
-            f"{row.max_err:.1e}",
-        )
-    return shown
-
-
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit code 0, or 1 when a provider computes something else than its case asks for."""
-    options = tyro.cli(Options, args=arguments, prog="hotplate bench")
+    if arguments and arguments[0] in VERBS:
+        return importlib.import_module(f"hotplate.bench.commands.{arguments[0]}").main(arguments[1:])
+    options = settings.parse(Options(), arguments, "hotplate bench")
     known = registry.names()
     unknown = sorted(set(options.names) - set(known))
     if unknown:
@@ -65,19 +51,22 @@ def main(arguments: list[str]) -> int:
         raise InputError("bench: --device cuda, but torch sees no GPU here; use --device cpu")
     if options.device not in ("cpu", "cuda"):
         raise InputError(f"bench: --device {options.device} is neither cpu nor cuda")
-    torch.set_num_threads(options.threads)
-    rows: list[Row] = []
-    try:
-        for name in options.names or known:
-            for case in registry.cases(name, options.device, options.quick):
-                rows += measure(case, QUICK_ROUNDS if options.quick else ROUNDS)
-    except WrongResult as wrong:
-        print(f"bench: {wrong}", file=sys.stderr)
-        return 1
-    Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
-    facts = record(options.device)
-    path = options.json or (None if options.quick else result_path(RESULTS, facts))
-    if path is not None:
-        write_json(path, rows, facts)
-        print(f"wrote {path}")
-    return 0
+    return _under_pytest(options)
+
+
+def _under_pytest(options: Options) -> int:
+    """pytest-benchmark over the chosen rooms; its own table is left out for ours, which knows floors and errors."""
+    for name in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"bench: needs {name.replace('_', '-')}; pip install 'hotplate[dev]'")
+    import pytest
+
+    flags = [str(CASES), "--import-mode=importlib", "--benchmark-only", "--benchmark-quiet", "-q", "-s", "--no-header"]
+    flags += ["-p", "no:cacheprovider", "--disable-warnings", f"--on={options.device}", f"--threads={options.threads}"]
+    flags += [f"--rooms={','.join(options.names or registry.names())}"]
+    flags += ["--quick"] if options.quick else []
+    flags += [f"--rows={options.json.absolute()}"] if options.json is not None else []
+    code = int(pytest.main(flags))
+    if code:
+        say("bench: a case above was not timed")
+    return min(code, 1)

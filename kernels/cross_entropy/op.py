@@ -164,7 +164,7 @@ def _want_rows(
     want(op, chunk_bytes > 0, "chunk_bytes > 0", str(chunk_bytes), "leave it out")
     scored = targets != IGNORED if ignoring else torch.ones_like(targets, dtype=torch.bool)
     valid = targets.masked_fill(~scored, 0)
-    if targets.device.type == "cpu" and len(targets):
+    if targets.device.type == "cpu" and len(targets) and not torch.compiler.is_compiling():
         low, high = (int(edge) for edge in valid.aminmax())
         V = weight.shape[0]
         fix = "give padding the target -100, or a valid id and weight 0" if ignoring else "score real targets only"

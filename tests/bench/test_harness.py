@@ -4,15 +4,18 @@ import time
 import pytest
 import torch
 
-from hotplate.bench import harness, registry
-from hotplate.bench.commands.bench import main, table
-from hotplate.bench.harness import Case, Rates, Row, WrongResult, checked, error, floor_ms, measure
+from hotplate.bench import harness, plots, registry, results, timing
+from hotplate.bench.commands.bench import CASES, main
+from hotplate.bench.harness import Case, Rates, WrongResult, checked, error, floor_ms
+from hotplate.bench.results import Row
+from hotplate.bench.table import table
+from hotplate.bench.timing import measure, peak_bytes
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 
 FIELDS = {
     *("bench", "case", "provider", "device", "dtype", "ms_median", "ms_p20", "ms_p80", "floor_ms"),
-    *("tokens_per_s", "peak_bytes", "max_err"),
+    *("tokens_per_s", "peak_bytes", "max_err", "floor_share", "bytes_per_s", "flops_per_s", "mtokens_per_hour"),
 }
 
 
@@ -38,14 +41,19 @@ def test_rows_say_who_did_what_how_fast():
         time.sleep(0.003)
         return [x + x]
 
-    rows = measure(toy(fast=lambda x: [2 * x], slow=slow), rounds=5)
+    case = toy(fast=lambda x: [2 * x], slow=slow)
+    rows = [results.row(case, name, samples) for name, samples in measure(case, rounds=5).items()]
     assert [row.provider for row in rows] == ["fast", "slow"]
     for row in rows:
         assert set(vars(row)) >= FIELDS
         assert (row.bench, row.case, row.device, row.dtype) == ("toy", "double", "cpu", "float32")
         assert 0 < row.ms_p20 <= row.ms_median <= row.ms_p80
         assert row.tokens_per_s == pytest.approx(4e3 / row.ms_median)
-        assert row.floor_ms > 0 and row.peak_bytes is None and row.max_err == 0
+        assert row.floor_ms > 0 and row.max_err == 0
+        assert row.floor_share == row.floor_ms / row.ms_median
+        assert row.bytes_per_s == pytest.approx(32e3 / row.ms_median)
+        assert row.flops_per_s == pytest.approx(4e3 / row.ms_median)
+        assert row.mtokens_per_hour is None, "of whole steps only"
     assert rows[1].ms_median >= 3 > rows[1].cpu_ms_median
 
 
@@ -56,14 +64,24 @@ def test_providers_take_turns():
         return lambda x: (calls.append(name), [2 * x])[1]
 
     measure(toy(a=provider("a"), b=provider("b")), rounds=6)
-    assert calls == ["a", "b"] * 7  # once to check, six rounds
+    assert calls == ["a", "b"] * 8  # once to check, six rounds, once for the memory
 
 
 def test_a_long_case_makes_do_with_fewer_rounds(monkeypatch):
-    monkeypatch.setattr(harness, "CASE_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "CASE_SECONDS", 0.0)
     calls = []
     measure(toy(a=lambda x: (calls.append(1), [2 * x])[1]), rounds=100)
-    assert len(calls) == 1 + harness.MIN_ROUNDS
+    assert len(calls) == 1 + timing.MIN_ROUNDS + 1
+
+
+def test_the_memory_of_a_call_is_what_it_takes_at_once():
+    if (idle := peak_bytes(lambda: None, torch.device("cpu"))) is None:
+        pytest.skip("the system does not let a process reset its high-water mark")
+    assert idle < 8 << 20
+    taken = peak_bytes(lambda: (torch.ones(16 << 20), torch.ones(16 << 20)), torch.device("cpu"))
+    assert 128 << 20 <= taken < 144 << 20
+    one_by_one = peak_bytes(lambda: [torch.ones(16 << 20).sum() for _ in range(2)], torch.device("cpu"))
+    assert 64 << 20 <= one_by_one < 80 << 20
 
 
 @pytest.mark.parametrize(
@@ -78,7 +96,7 @@ def test_a_long_case_makes_do_with_fewer_rounds(monkeypatch):
     ],
 )
 def test_a_wrong_provider_stops_the_case_before_anything_is_timed(monkeypatch, wrong):
-    monkeypatch.setattr(harness, "_time_cpu", lambda call: pytest.fail("timed"))
+    monkeypatch.setattr(timing, "_time_cpu", lambda call: pytest.fail("timed"))
     with pytest.raises(WrongResult, match=r"toy\[double-cpu-float32\]: error above 1e-06: wrong .*not timed"):
         measure(toy(right=lambda x: [2 * x], wrong=wrong), rounds=5)
 
@@ -106,9 +124,7 @@ def test_rates_are_measured_once():
 def test_the_machine_is_named():
     record = environment(torch.device("cpu"))
     assert record["name"] and record["cores"] >= 1 and record["versions"]["torch"] == torch.__version__
-    assert harness.result_path(harness.Path("r"), {"name": "AMD EPYC (x)", "date": "2026-01-02T03"}).name == (
-        "amd-epyc-x-2026-01-02.json"
-    )
+    assert results.path_for({"name": "AMD EPYC (x)", "date": "2026-01-02T03"}).name == "amd-epyc-x-2026-01-02.json"
 
 
 def test_the_command_writes_what_it_shows(tmp_path, capsys):
@@ -119,12 +135,37 @@ def test_the_command_writes_what_it_shows(tmp_path, capsys):
     assert {row["provider"] for row in body["rows"]} == {"eager", "reference"}
     assert all(set(row) >= FIELDS for row in body["rows"])
     assert "newton_schulz" in capsys.readouterr().out
+    machine, rows = results.read(path)
+    assert machine == body["machine"] and [vars(row) for row in rows] == body["rows"]
+    assert path.with_name("rows-floor.png").stat().st_size > 1000
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"rows.json: not a result file"):
+        results.read(path)
+
+
+def test_pytest_benchmark_keeps_what_was_measured(tmp_path):
+    """Its own file, from which its comparisons are made, holds the interleaved rounds of the row."""
+    path = tmp_path / "theirs.json"
+    flags = ["--benchmark-only", "--benchmark-quiet", "--quick", "--rooms=newton_schulz", f"--benchmark-json={path}"]
+    assert pytest.main([str(CASES), "--import-mode=importlib", "-q", "-p", "no:cacheprovider", *flags]) == 0
+    kept = json.loads(path.read_text())["benchmarks"]
+    assert [one["extra_info"]["row"]["provider"] for one in kept] == ["eager", "reference"]
+    for one in kept:
+        assert 1e3 * one["stats"]["median"] == pytest.approx(one["extra_info"]["row"]["ms_median"])
+        assert one["stats"]["rounds"] == len(one["stats"]["data"]) == timing.MIN_ROUNDS
+
+
+def test_plots_show_floors_and_steps(tmp_path):
+    rows = [a_row(bench="step", provider=name, tokens_per_s=2.0, floor_share=0.5) for name in ("ours", "peer")]
+    found = plots.write(tmp_path / "r.json", rows, {"name": "m", "date": "2026-01-02"})
+    assert [path.name for path in found] == ["r-floor.png", "r-steps.png"]
+    assert plots.write(tmp_path / "r.json", [a_row()], {"name": "m", "date": "2026-01-02"}) == []
 
 
 def test_the_command_fails_when_a_provider_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(registry, "cases", lambda *_: [toy(wrong=lambda x: [x])])
     assert main(["qlstm", "--quick"]) == 1
-    assert "not timed" in capsys.readouterr().err
+    assert "not timed" in capsys.readouterr().out
 
 
 def test_the_command_names_what_it_knows():
@@ -147,9 +188,12 @@ def test_every_small_case_computes_what_it_says(name):
         checked(case)
 
 
+def a_row(**changes) -> Row:
+    values = {"bench": "b", "case": "c", "provider": "ours", "device": "cpu", "dtype": "float32", "max_err": 0.0}
+    values |= {"ms_median": 2.0, "ms_p20": 2.0, "ms_p80": 2.0, "cpu_ms_median": None, "floor_ms": None}
+    return Row(**values | changes)
+
+
 def test_the_table_compares_with_the_first_provider():
-    rows = [
-        Row("b", "c", provider, "cpu", "float32", ms, ms, ms, ms, None, None, None, 0.0)
-        for provider, ms in (("ours", 2.0), ("peer", 5.0))
-    ]
-    assert list(table(rows).columns[5].cells) == ["1.00", "2.50"]
+    shown = table([a_row(), a_row(provider="peer", ms_median=5.0)])
+    assert list(shown.columns[5].cells) == ["1.00", "2.50"]

@@ -1,0 +1,177 @@
+"""What one training step asks of the machine, counted: the same on every run, whatever else the machine does.
+
+Per model family and implementation, at one tiny shape on a CPU: operations dispatched, readings by the host, graph
+breaks and compilations, floating-point operations, most bytes of live tensors, and bytecodes of Python run between
+them. Any difference from the recorded counts fails, also for the better: a gain is recorded by whoever made it.
+"""
+
+import gc
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from hotplate.model.batch import Batch
+from hotplate.model.config import ModelConfig
+from hotplate.model.lm import LanguageModel
+from hotplate.model.presets import PRESETS
+from hotplate.train.config import OptimizerConfig
+from hotplate.train.loop import Meter
+from hotplate.train.optimizer import Optimizer
+from hotplate.train.ranks import Ranks
+from hotplate.train.step import Step
+from hotplate.train.throughput import random_batch
+
+FAMILIES = ("gpt", "decoder", "qlstm", "lstm", "lstm-dense", "lstm-diagonal")
+IMPLS = ("eager", "native")
+B, T = 2, 16
+# What makes the host wait for the device: `.item()`, tests of truth, shapes that depend on values.
+SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one step that is not the first."""
+
+    operations: dict[str, int]  # by name
+    host_syncs: int
+    graphs: int  # that the compiler makes of forward and loss: 1 = no break
+    flops: int  # of products and attention, as torch counts them
+    peak_bytes: int  # live tensors above the start
+    bytecodes: int  # of Python
+
+
+def families() -> list[tuple[str, str]]:
+    """(family, impl) of everything counted."""
+    return [(family, impl) for family in FAMILIES for impl in IMPLS]
+
+
+def model_config(family: str, impl: str) -> ModelConfig:
+    """The family's form at width 32; attention has no native form, its norms and MLP have."""
+    config = PRESETS[f"{family}-nano"]
+    mixer = replace(config.mixer, heads=2, head_width=16, kv_heads=1 if family == "decoder" else None)
+    mixer = replace(mixer, impl="eager" if mixer.kind == "attention" else impl)
+    return replace(config, layers=2, width=32, ffn=64, vocab=256, context=T, mixer=mixer, impl=impl)
+
+
+def step_of(family: str, impl: str) -> Callable[[], None]:
+    """A step as the loop makes it, on one batch; carried states go on."""
+    config = model_config(family, impl)
+    model = LanguageModel.build(config, seed=0)
+    optimizer = Optimizer(model, OptimizerConfig(impl=impl))
+    step = Step(model, optimizer, Ranks(0, 1, CPU), "fp32", targets=B * T)
+    batch, meter = random_batch(config, B, T, CPU), Meter(CPU)
+    states = [model.initial_state(B) if config.recurrent else None]
+
+    def run() -> None:
+        nonlocal states
+        update, states = step([batch], states, lr=1e-3)
+        meter.add(update)
+
+    return run
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operations by name, and the bytes of storages that they make while these live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[str] = Counter()
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations[str(func.overloadpacket)] += 1
+        for known in tree_leaves((args, kwargs)):
+            if isinstance(known, Tensor):
+                self._known.add(known.untyped_storage())  # there before: views and results in place are not new
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self._made(made.untyped_storage())
+        return result
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._freed, size)
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+
+@contextmanager
+def _bytecodes(found: list[int]) -> Iterator[None]:
+    """Counts the bytecodes of Python run in the block into found[0]."""
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        found[0] += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def graphs(family: str, impl: str) -> int:
+    """Graphs that the compiler cuts forward and loss into."""
+    config = model_config(family, impl)
+    model, batch = LanguageModel.build(config, seed=0), random_batch(config, B, T, CPU)
+    torch._dynamo.reset()
+
+    def loss(batch: Batch) -> Tensor:
+        return model(batch).loss_sum
+
+    found = torch._dynamo.explain(loss)(batch)
+    torch._dynamo.reset()
+    return int(found.graph_count)
+
+
+def count(run: Callable[[], None]) -> dict[str, Any]:
+    """Counts of one call of `run`, which has been called before; without graphs."""
+    gc.collect()
+    gc.disable()
+    try:
+        with Dispatched() as seen:
+            run()
+        with FlopCounterMode(display=False) as flops:
+            run()
+        found = [0]
+        with _bytecodes(found):
+            run()
+    finally:
+        gc.enable()
+    return {
+        "operations": dict(sorted(seen.operations.items())),
+        "host_syncs": sum(n for name, n in seen.operations.items() if name.split(".")[1] in SYNCS),
+        "flops": flops.get_total_flops(),
+        "peak_bytes": seen.peak,
+        "bytecodes": found[0],
+    }
+
+
+def measure(family: str, impl: str) -> Counts:
+    """Counts of the third step: the first two fill what is kept from then on."""
+    run = step_of(family, impl)
+    run()
+    run()
+    return Counts(graphs=graphs(family, impl), **count(run))
