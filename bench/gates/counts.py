@@ -54,7 +54,7 @@ class Counts:
 
     operations: dict[str, int]  # by name
     host_syncs: dict[str, int]  # by the place that reads a value; CPU_ONLY places are no part of a step on a GPU
-    graphs: int  # that the compiler makes of forward and loss: 1 = no break; 0: the C form, which it cannot see
+    graph_breaks: int | None  # of the compiler in forward and loss; None: the C form, which it cannot see into
     flops: int  # of products and attention, as torch counts them
     peak_bytes: int  # live tensors above the start
     bytecodes: int  # of Python
@@ -164,8 +164,8 @@ def _bytecodes(found: list[int]) -> Iterator[None]:
         sys.settrace(before)
 
 
-def graphs(family: str, impl: str) -> int:
-    """Graphs that the compiler cuts forward and loss into."""
+def graph_breaks(family: str, impl: str) -> int:
+    """Where the compiler gives up in forward and loss."""
     config = model_config(family, impl)
     model, batch = LanguageModel.build(config, seed=0), random_batch(config, B, T, CPU)
     torch._dynamo.reset()
@@ -175,11 +175,11 @@ def graphs(family: str, impl: str) -> int:
 
     found = torch._dynamo.explain(loss)(batch)
     torch._dynamo.reset()
-    return int(found.graph_count)
+    return len(found.break_reasons)
 
 
 def count(run: Callable[[], None]) -> dict[str, Any]:
-    """Counts of one call of `run`, which has been called before; without graphs."""
+    """Counts of one call of `run`, which has been called before; without graph breaks."""
     gc.collect()
     gc.disable()
     try:
@@ -207,4 +207,5 @@ def measure(workload: str) -> Counts:
     run = step_of(family, impl)
     run()
     run()
-    return Counts(graphs=graphs(family, impl) if impl == "eager" else 0, **count(run))
+    breaks = graph_breaks(family, impl) if impl == "eager" else None
+    return Counts(graph_breaks=breaks, **count(run))
