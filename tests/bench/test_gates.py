@@ -79,8 +79,7 @@ def test_a_graph_break_is_caught(unchanged, monkeypatch) -> None:
     plain = counts.LanguageModel.forward
 
     def broken(self, batch, state=None):
-        torch._dynamo.graph_break()
-        return plain(self, batch, state)
+        return plain(self, batch, None if batch.tokens.sum().item() > 3 else state)
 
     assert off(unchanged) == []
     monkeypatch.setattr(counts.LanguageModel, "forward", broken)
