@@ -185,7 +185,7 @@ def _survey(source, seed: int) -> Survey:
     skipped = Skipped()
     hashes, sizes = [], []
     for document in source.read(skipped):
-        hashes.append(_hash(document, seed))
+        hashes.append(identifier_hash(document.identifier, seed))
         sizes.append(len(document.text.encode()))
     if not sizes:
         raise InputError(
@@ -197,7 +197,7 @@ def _survey(source, seed: int) -> Survey:
 def _reread(source, survey: Survey, seed: int) -> Iterator[Document]:
     read = 0
     for document in source.read(Skipped()):
-        if read == len(survey.hashes) or _hash(document, seed) != survey.hashes[read]:
+        if read == len(survey.hashes) or identifier_hash(document.identifier, seed) != survey.hashes[read]:
             raise InputError(f"{document.identifier}: the source changed while it was being prepared; run it again")
         read += 1
         yield document
@@ -222,8 +222,9 @@ def _tokenizer_for(config, source, survey: Survey, split_of: list[str], folder: 
     return train_tokenizer(texts, config.vocab, folder / "tokenizer.model")
 
 
-def _hash(document: Document, seed: int) -> bytes:
-    return hashlib.blake2b(document.identifier.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+def identifier_hash(identifier: str, seed: int) -> bytes:
+    """What orders documents for the splits."""
+    return hashlib.blake2b(identifier.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
 
 
 def _with_progress(documents: Iterator[Encoded], total_bytes: int) -> Iterator[Encoded]:

@@ -76,5 +76,7 @@ def _mel_of(wave: np.ndarray, features: Features) -> np.ndarray:
     """Log-mel frames at the rate of the features; both start together and have floor(L / hop) frames."""
     hop = round(features.unit_seconds * features.sample_rate)
     if features.sample_rate != SAMPLE_RATE or hop % HOP:
-        raise InputError(f"backend {features.name}: resynthesis needs 16 kHz and frames of whole 10 ms, has {hop} samples")
+        raise InputError(
+            f"backend {features.name}: resynthesis needs 16 kHz and frames of whole 10 ms, has {hop} samples"
+        )
     return mel_frames(wave, hop // HOP)

@@ -164,7 +164,9 @@ class Hubert(nn.Module):
         x = F.pad(wave * inside, (pad, pad))[:, None]
         first = self.config.frames(length + 2 * pad, 1)
         for number, convolution in enumerate(self.feature_extractor["conv_layers"]):  # type: ignore[arg-type]
-            x = convolution(x, None if number else _mask(first, self.config.frames(torch.tensor(x.shape[-1]), 1))[:, None])
+            x = convolution(
+                x, None if number else _mask(first, self.config.frames(torch.tensor(x.shape[-1]), 1))[:, None]
+            )
         frames = self.config.frames(length + 2 * pad)
         valid = _mask(frames, x.shape[-1])
         x = self.feature_projection["projection"](self.feature_projection["layer_norm"](x.transpose(1, 2)))

@@ -60,7 +60,9 @@ class Spoken:
     voice: str
 
 
-def synthesise(source: str, out: Path, config: SynthesisConfig, progress: Callable[[int], None] = lambda n: None) -> int:
+def synthesise(
+    source: str, out: Path, config: SynthesisConfig, progress: Callable[[int], None] = lambda n: None
+) -> int:
     """Make the folder's wav and JSON files that are not there yet; the number of files in all.
 
     InputError when a voice cannot speak here or the text is too short.
