@@ -3,6 +3,8 @@
 Source: Griffin and Lim 1984; the acceleration is Perraudin, Balazs and Sondergaard 2013.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -36,7 +38,7 @@ def griffin_lim(mel: np.ndarray, iterations: int = 60, seed: int = 0) -> np.ndar
     magnitude = torch.from_numpy(np.sqrt(power).T.copy())
     window = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64)
     length = HOP * len(mel)
-    options = {"n_fft": FFT, "hop_length": HOP, "win_length": WINDOW, "window": window}
+    options: dict[str, Any] = {"n_fft": FFT, "hop_length": HOP, "win_length": WINDOW, "window": window}
     generator = torch.Generator().manual_seed(seed)
     magnitude = torch.cat([magnitude, magnitude[:, -1:]], dim=1)  # centred frames: one more than hops
     angles = torch.rand(magnitude.shape, dtype=torch.float64, generator=generator) * 2 * torch.pi
@@ -47,8 +49,8 @@ def griffin_lim(mel: np.ndarray, iterations: int = 60, seed: int = 0) -> np.ndar
         pushed = rebuilt + MOMENTUM * (rebuilt - before)
         before = rebuilt
         spectrum = magnitude * pushed / pushed.abs().clamp_min(1e-12)
-    wave = torch.istft(spectrum, length=length, **options).numpy()
-    return (wave * (LOUDNESS / max(float(np.sqrt(np.mean(wave**2))), 1e-12))).astype(np.float32)
+    sound = torch.istft(spectrum, length=length, **options).numpy()
+    return (sound * (LOUDNESS / max(float(np.sqrt(np.mean(sound**2))), 1e-12))).astype(np.float32)
 
 
 def resynthesise(codebook: Codebook, units: np.ndarray, durations: np.ndarray, per_frame: int) -> np.ndarray:

@@ -92,8 +92,10 @@ class _Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        heads = [p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)]
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=valid[:, None, None, :])
+        q, k, v = (
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -162,19 +164,23 @@ class Hubert(nn.Module):
         pad = self.config.padding
         inside = torch.arange(wave.shape[1], device=wave.device) < length[:, None]
         x = F.pad(wave * inside, (pad, pad))[:, None]
-        first = self.config.frames(length + 2 * pad, 1)
-        for number, convolution in enumerate(self.feature_extractor["conv_layers"]):  # type: ignore[arg-type]
-            x = convolution(
-                x, None if number else _mask(first, self.config.frames(torch.tensor(x.shape[-1]), 1))[:, None]
-            )
+        own = self.config.frames(length + 2 * pad, 1)
+        first = _mask(own, self.config.frames(torch.tensor(x.shape[-1]), 1))[:, None]
+        for number, convolution in enumerate(self._parts(self.feature_extractor["conv_layers"])):
+            x = convolution(x, None if number else first)
         frames = self.config.frames(length + 2 * pad)
         valid = _mask(frames, x.shape[-1])
         x = self.feature_projection["projection"](self.feature_projection["layer_norm"](x.transpose(1, 2)))
         x = x * valid[..., None]  # what the positions of the last frames see is zero, as at the end of a lone clip
         x = self.encoder["layer_norm"](x + self.encoder["pos_conv_embed"](x))
-        for block in list(self.encoder["layers"])[:layer]:  # type: ignore[arg-type]
+        for block in self._parts(self.encoder["layers"])[:layer]:
             x = block(x, valid)
         return x, frames
+
+    @staticmethod
+    def _parts(modules: nn.Module) -> list[nn.Module]:
+        assert isinstance(modules, nn.ModuleList)
+        return list(modules)
 
 
 def _mask(count: Tensor, size: int | Tensor) -> Tensor:
@@ -237,7 +243,9 @@ def _config_of(folder: Path) -> HubertConfig:
     if wrong := {name: content[name] for name, value in want.items() if content.get(name, value) != value}:
         raise InputError(f"{path}: want a HuBERT of the base form {want}, got {wrong}")
     known = {field.name for field in fields(HubertConfig)}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name in known}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name in known
+    }
     return HubertConfig(**values)
 
 

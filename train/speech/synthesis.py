@@ -106,7 +106,8 @@ def _stories(source: str, out: Path, config: SynthesisConfig) -> list[Spoken]:
 
 def _swag(source: str, out: Path, config: SynthesisConfig) -> list[Spoken]:
     """Triplets in three files each, listed in preferences.jsonl; repetitive ones are left out before counting."""
-    rows, files = [], []
+    rows: list[str] = []
+    files: list[Spoken] = []
     for prompt, ending, wrong in _endings(source, config, MOST_REPETITION):
         stem, voice = f"{len(rows):06d}", config.voices[len(rows) % len(config.voices)]
         texts = {"prompt": prompt, "chosen": ending, "rejected": wrong}
