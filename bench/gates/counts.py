@@ -71,7 +71,7 @@ def step_of(family: str, impl: str) -> Callable[[], None]:
     model = LanguageModel.build(config, seed=0)
     optimizer = Optimizer(model, OptimizerConfig(impl=impl))
     step = Step(model, optimizer, Ranks(0, 1, CPU), "fp32", targets=B * T)
-    batch, meter = random_batch(config, B, T, CPU), Meter(CPU)
+    batch, meter = random_batch(config, B, T, CPU), Meter(CPU, step.objective.names)
     states = [model.initial_state(B) if config.recurrent else None]
 
     def run() -> None:
