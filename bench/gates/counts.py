@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,8 @@ B, T = 2, 16
 # What makes the host wait for the device: `.item()`, tests of truth, shapes that depend on values.
 SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
 CPU = torch.device("cpu")
+CPU_ONLY = ("kernels/cross_entropy/op.py:_want_rows",)  # the range check of targets
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Counts:
     """Of one step that is not the first."""
 
     operations: dict[str, int]  # by name
-    host_syncs: int
+    host_syncs: dict[str, int]  # by the place that reads a value; CPU_ONLY places are no part of a step on a GPU
     graphs: int  # that the compiler makes of forward and loss: 1 = no break
     flops: int  # of products and attention, as torch counts them
     peak_bytes: int  # live tensors above the start
@@ -82,17 +85,32 @@ def step_of(family: str, impl: str) -> Callable[[], None]:
     return run
 
 
+def _place() -> str:
+    """file:function of the innermost frame of kernels, model or train."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None:
+        path = Path(frame.f_code.co_filename).resolve()
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ("kernels", "model", "train"):
+            return f"{path.relative_to(ROOT).as_posix()}:{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
 class Dispatched(TorchDispatchMode):
     """Counts operations by name, and the bytes of storages that they make while these live."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: Counter[str] = Counter()
+        self.host_syncs: Counter[str] = Counter()
         self.live = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations[str(func.overloadpacket)] += 1
+        name = str(func.overloadpacket)
+        self.operations[name] += 1
+        if name.split(".")[1] in SYNCS:
+            self.host_syncs[_place()] += 1
         for known in tree_leaves((args, kwargs)):
             if isinstance(known, Tensor):
                 self._known.add(known.untyped_storage())  # there before: views and results in place are not new
@@ -162,7 +180,7 @@ def count(run: Callable[[], None]) -> dict[str, Any]:
         gc.enable()
     return {
         "operations": dict(sorted(seen.operations.items())),
-        "host_syncs": sum(n for name, n in seen.operations.items() if name.split(".")[1] in SYNCS),
+        "host_syncs": dict(sorted(seen.host_syncs.items())),
         "flops": flops.get_total_flops(),
         "peak_bytes": seen.peak,
         "bytecodes": found[0],
