@@ -62,6 +62,7 @@ setup(
         "xformers": ["xformers>=0.0.35"],
         "deepspeed": ["deepspeed>=0.19"],
         "speech": ["soundfile>=0.12"],
+        "voices": ["hibari-tts==0.2.1"],  # a synthesiser with its voice inside, for speech without system packages
         "parquet": ["pyarrow>=15"],
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hotplate.train.errors import InputError
-from hotplate.train.speech import synthesis
+from hotplate.train.speech import synthesis, voices
 from hotplate.train.speech.synthesis import SynthesisConfig, synthesise
 from hotplate.train.speech.texts import passages, sentences
 from hotplate.train.speech.voices import Word, estimate_words, probe, speak, split_words
@@ -42,7 +42,7 @@ def silent_voices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         (out / f"{each.name}.wav").touch()
 
     monkeypatch.setattr(synthesis, "_make", note)
-    monkeypatch.setattr(synthesis, "probe", lambda voice: None)
+    monkeypatch.setattr(synthesis, "available", lambda voices: voices)
     return spoken
 
 
@@ -104,6 +104,16 @@ def test_voices_that_are_not_here_say_how_to_get_them(monkeypatch: pytest.Monkey
         speak("Hello.", "flite:slt")
     with pytest.raises(InputError, match="apt-get install espeak-ng"):
         speak("Hello.", "espeak:fr")
+    monkeypatch.setattr(voices, "probe", lambda voice: None if voice == "hibari" else f"no {voice}")
+    assert voices.available(()) == ("hibari",)
+    with pytest.raises(InputError, match="no flite:slt"):
+        voices.available(("hibari", "flite:slt"))
+    monkeypatch.setattr(voices, "probe", lambda voice: f"no {voice}")
+    with pytest.raises(InputError, match="no flite:slt.*no hibari"):
+        voices.available(())
+
+
+def test_unknown_voices_are_named() -> None:
     assert "no such engine" in (probe("siri") or "") and "flite has" in (probe("flite:none") or "")
     assert "pip install" in (probe("piper:nobody") or "")
 
