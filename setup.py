@@ -62,6 +62,7 @@ setup(
         "xformers": ["xformers>=0.0.35"],
         "deepspeed": ["deepspeed>=0.19"],
         "speech": ["soundfile>=0.12"],
+        "voices": ["hibari-tts==0.2.1"],  # a synthesiser with its voice inside, for speech without system packages
         "parquet": ["pyarrow>=15"],
         "books": ["datasketch>=2.0", "py3langid>=0.4"],  # hotplate data books
         "lm-eval": ["lm-eval>=0.4.13"],  # hotplate evaluate RUN --tasks

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from rich.console import Console
+from rich.progress import Progress
 
 from hotplate.train import console
 from hotplate.train.commands.data import describe
@@ -155,8 +157,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"hotplate speech: {error}") from error
     match command:
         case Synthesise():
-            count = synthesise(command.source, Path(command.out), command)
-            console.say(f"{count} utterances in {command.out}")
+            _synthesise(command)
         case Fit():
             _fit(command)
         case Encode():
@@ -176,6 +177,16 @@ def main(arguments: list[str]) -> int:
         case Play():
             _play(command)
     return 0
+
+
+def _synthesise(command: Synthesise) -> None:
+    shown = Console(stderr=True)
+    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("speaking", total=None)
+        count = synthesise(
+            command.source, Path(command.out), command, lambda done: progress.update(task, completed=done)
+        )
+    console.say(f"{count} utterances in {command.out}")
 
 
 def _fit(command: Fit) -> None:

