@@ -36,7 +36,7 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], margins: 
     before, now = flatten(recorded), flatten(found)
     lines = []
     for name in sorted(before | now):
-        old, new = before.get(name, 0), now.get(name, 0)
+        old, new = before.get(name) or 0, now.get(name) or 0
         if abs(new - old) > margins.get(name.split(".")[0], 0.0) * abs(old):
             change = f" ({(new - old) / old:+.1%})" if old else ""
             lines.append(f"{name}: {old} recorded, {new} now{change}")

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from hotplate.kernels import native
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig
 from hotplate.model.lm import LanguageModel
@@ -35,29 +36,41 @@ from hotplate.train.throughput import random_batch
 
 FAMILIES = ("gpt", "decoder", "qlstm", "lstm", "lstm-dense", "lstm-diagonal")
 IMPLS = ("eager", "native")
+MARGINS = {"bytecodes": 0.02}  # a line more is no regression; all else is exact
 B, T = 2, 16
 # What makes the host wait for the device: `.item()`, tests of truth, shapes that depend on values.
 SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
 CPU = torch.device("cpu")
-CPU_ONLY = ("kernels/cross_entropy/op.py:_want_rows",)  # the range check of targets
+CPU_ONLY = (  # readings that a step on a GPU does not have: the range check of targets, and the C form of AdamW
+    "kernels/cross_entropy/op.py:_want_rows",
+    "kernels/adamw/native.py:adamw",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one step that is not the first."""
+    """Of one step that is not among the first two."""
 
     operations: dict[str, int]  # by name
     host_syncs: dict[str, int]  # by the place that reads a value; CPU_ONLY places are no part of a step on a GPU
-    graphs: int  # that the compiler makes of forward and loss: 1 = no break
+    graph_breaks: int | None  # of the compiler in forward and loss; None: the C form, which it cannot see into
     flops: int  # of products and attention, as torch counts them
     peak_bytes: int  # live tensors above the start
     bytecodes: int  # of Python
 
 
-def families() -> list[tuple[str, str]]:
-    """(family, impl) of everything counted."""
-    return [(family, impl) for family in FAMILIES for impl in IMPLS]
+def workloads() -> list[str]:
+    """`family impl` of everything counted."""
+    return [f"{family} {impl}" for family in FAMILIES for impl in IMPLS]
+
+
+def why_not(workload: str) -> str | None:
+    """Why the workload cannot run here; None where it can."""
+    family, impl = workload.split()
+    mixer = PRESETS[f"{family}-nano"].mixer.kind
+    rooms = ["mlp", "rmsnorm", "layernorm", "rotary", "adamw", *([] if mixer == "attention" else [mixer])]
+    return next((reason for room in rooms if (reason := native.why_not(room))), None) if impl == "native" else None
 
 
 def model_config(family: str, impl: Any) -> ModelConfig:
@@ -91,7 +104,8 @@ def _place() -> str:
     while frame.f_back is not None:
         path = Path(frame.f_code.co_filename).resolve()
         if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ("kernels", "model", "train"):
-            return f"{path.relative_to(ROOT).as_posix()}:{frame.f_code.co_name}"
+            name = frame.f_code.co_qualname.split(".<locals>")[0]
+            return f"{path.relative_to(ROOT).as_posix()}:{name}"
         frame = frame.f_back
     return "elsewhere"
 
@@ -150,8 +164,8 @@ def _bytecodes(found: list[int]) -> Iterator[None]:
         sys.settrace(before)
 
 
-def graphs(family: str, impl: str) -> int:
-    """Graphs that the compiler cuts forward and loss into."""
+def graph_breaks(family: str, impl: str) -> int:
+    """Where the compiler gives up in forward and loss."""
     config = model_config(family, impl)
     model, batch = LanguageModel.build(config, seed=0), random_batch(config, B, T, CPU)
     torch._dynamo.reset()
@@ -161,11 +175,11 @@ def graphs(family: str, impl: str) -> int:
 
     found = torch._dynamo.explain(loss)(batch)
     torch._dynamo.reset()
-    return int(found.graph_count)
+    return len(found.break_reasons)
 
 
 def count(run: Callable[[], None]) -> dict[str, Any]:
-    """Counts of one call of `run`, which has been called before; without graphs."""
+    """Counts of one call of `run`, which has been called before; without graph breaks."""
     gc.collect()
     gc.disable()
     try:
@@ -187,9 +201,11 @@ def count(run: Callable[[], None]) -> dict[str, Any]:
     }
 
 
-def measure(family: str, impl: str) -> Counts:
-    """Counts of the third step: the first two fill what is kept from then on."""
+def measure(workload: str) -> Counts:
+    """Counts of the third step and on: the first two fill what is kept from then on."""
+    family, impl = workload.split()
     run = step_of(family, impl)
     run()
     run()
-    return Counts(graphs=graphs(family, impl), **count(run))
+    breaks = graph_breaks(family, impl) if impl == "eager" else None
+    return Counts(graph_breaks=breaks, **count(run))

@@ -1,0 +1,49 @@
+"""A process that times training steps of the tree on its path: a line "k" in, processor seconds of k steps out.
+
+Run by path, so that the same file times other revisions too: it asks only for what every revision has had for long.
+`python worker.py MODEL`; "ready" and where the tree lies comes first, an empty line ends it.
+"""
+
+import gc
+import sys
+import time
+
+ROWS, WINDOW, WARMUP = 2, 64, 5
+
+
+def main(name: str) -> None:
+    from pathlib import Path
+
+    import torch
+
+    torch.set_num_threads(1)
+    from hotplate.model.lm import LanguageModel
+    from hotplate.model.presets import PRESETS
+    from hotplate.train.config import OptimizerConfig
+    from hotplate.train.optimizer import Optimizer
+    from hotplate.train.ranks import Ranks
+    from hotplate.train.step import Step
+    from hotplate.train.throughput import random_batch
+
+    config, device = PRESETS[name], torch.device("cpu")
+    model = LanguageModel.build(config, seed=0)
+    step = Step(model, Optimizer(model, OptimizerConfig()), Ranks(0, 1, device), "fp32", targets=ROWS * WINDOW)
+    batch = random_batch(config, ROWS, WINDOW, device)
+    states = [model.initial_state(ROWS) if config.recurrent else None]
+    for _ in range(WARMUP):
+        step([batch], states, lr=0.0)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    print("ready", Path(sys.modules[LanguageModel.__module__].__file__ or "").resolve(), flush=True)
+    for line in sys.stdin:
+        if not line.strip():
+            break
+        before = time.process_time()
+        for _ in range(int(line)):
+            step([batch], states, lr=0.0)
+        print(time.process_time() - before, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,190 @@
+"""Gates against slower code: an unchanged tree passes, planted regressions are caught, and so are unrecorded gains."""
+
+import dataclasses
+import math
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hotplate.bench.commands import gates, ratio
+from hotplate.bench.gates import budgets, counts, instructions, pairs
+from hotplate.train.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = "qlstm eager"
+
+
+def off(found: dict) -> list[str]:
+    """What the gate says of these counts of the sample."""
+    return gates.compare("counts", {SAMPLE: found})[SAMPLE]
+
+
+@pytest.fixture(scope="module")
+def unchanged() -> dict:
+    return dataclasses.asdict(counts.measure(SAMPLE))
+
+
+@pytest.mark.parametrize("workload", counts.workloads())
+def test_a_step_asks_for_what_is_recorded(workload: str) -> None:
+    if reason := counts.why_not(workload):
+        pytest.skip(reason.splitlines()[0][:200])
+    found = dataclasses.asdict(counts.measure(workload))
+    assert gates.compare("counts", {workload: found}) == {workload: []}, "meant? hotplate bench gates --record"
+
+
+def test_no_step_reads_back_to_the_host() -> None:
+    """But in places that only a CPU has; and every eager form compiles into one graph."""
+    for name, budget in budgets.load("counts")["workloads"].items():
+        assert set(budget["host_syncs"]) <= set(counts.CPU_ONLY), name
+        assert budget["graph_breaks"] == (0 if name.endswith("eager") else None), name
+
+
+def test_the_record_is_of_the_versions_that_are_tested() -> None:
+    pinned = re.search(r"^torch==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.M)[1]
+    assert budgets.load("counts")["versions"]["torch"] == pinned
+    assert set(budgets.load("counts")["workloads"]) == set(counts.workloads())
+    assert set(budgets.load("instructions")["workloads"]) == set(instructions.WORKLOADS)
+
+
+PLANTED = {
+    "host_syncs": lambda batch: batch.tokens.sum().item(),
+    "operations": lambda batch: batch.tokens.neg(),
+    "peak_bytes": lambda batch: torch.ones(1 << 20),
+    "flops": lambda batch: torch.ones(8, 8) @ torch.ones(8, 8),
+    "bytecodes": lambda batch: sum(i for i in range(2000)),
+}
+
+
+@pytest.mark.parametrize("count", PLANTED)
+def test_a_planted_regression_is_caught(count: str, monkeypatch) -> None:
+    """Something more in every step shows in the count that it is about."""
+    plain = counts.Step.__call__
+
+    def slower(self, batches, states, lr):
+        kept = PLANTED[count](batches[0])
+        result = plain(self, batches, states, lr)
+        del kept
+        return result
+
+    monkeypatch.setattr(counts.Step, "__call__", slower)
+    monkeypatch.setattr(counts, "graph_breaks", lambda *_: 0)
+    assert any(line.startswith(count) for line in off(dataclasses.asdict(counts.measure(SAMPLE))))
+
+
+def test_a_graph_break_is_caught(unchanged, monkeypatch) -> None:
+    plain = counts.LanguageModel.forward
+
+    def broken(self, batch, state=None):
+        torch._dynamo.graph_break()
+        return plain(self, batch, state)
+
+    assert off(unchanged) == []
+    monkeypatch.setattr(counts.LanguageModel, "forward", broken)
+    assert off(unchanged | {"graph_breaks": counts.graph_breaks(*SAMPLE.split())}) != []
+
+
+def test_an_unrecorded_gain_is_caught_too(unchanged) -> None:
+    fewer = unchanged | {"operations": unchanged["operations"] | {"aten.mul": 1}, "flops": 0}
+    assert [line.split(":")[0] for line in off(fewer)] == ["flops", "operations.aten.mul"]
+    assert off(unchanged | {"bytecodes": round(1.01 * unchanged["bytecodes"])}) == []
+    assert len(off(unchanged | {"bytecodes": round(0.9 * unchanged["bytecodes"])})) == 1
+
+
+def test_recording_makes_the_gate_pass(unchanged, tmp_path: Path) -> None:
+    budgets.save("counts", gates.versions(), {SAMPLE: unchanged}, tmp_path)
+    assert budgets.load("counts", tmp_path) == {"versions": gates.versions(), "workloads": {SAMPLE: unchanged}}
+    assert budgets.load("nothing", tmp_path)["workloads"] == {}
+
+
+def test_the_command_fails_where_something_differs(unchanged, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(counts, "workloads", lambda: [SAMPLE])
+    monkeypatch.setattr(counts, "measure", lambda _: counts.Counts(**unchanged))
+    assert gates.main(["--gate", "counts"]) == 0
+    monkeypatch.setattr(counts, "measure", lambda _: counts.Counts(**unchanged | {"flops": 1}))
+    assert gates.main(["--gate", "counts"]) == 1
+    out = capsys.readouterr().out
+    assert "as recorded  counts: qlstm eager" in out and "flops" in out and "machine code" in out
+
+
+@pytest.mark.skipif(instructions.why_not() is not None, reason=str(instructions.why_not()))
+def test_valgrind_counts_what_a_repetition_adds() -> None:
+    """A loop of twice the length has twice the instructions, whatever starting Python takes."""
+    code = "import sys\nfor _ in range(int(sys.argv[1])):\n    sum(range({}))"
+    found = []
+    for length in (200_000, 400_000):
+        few, many = (instructions._count(code.format(length), n) for n in (1, 3))
+        found.append((many - few) / 2)
+    assert found[1] / found[0] == pytest.approx(2, rel=0.01)
+    recorded = {"instructions": round(found[0])}
+    margins = {"instructions": instructions.MARGIN}
+    assert budgets.differences(recorded, {"instructions": round(1.005 * found[0])}, margins) == []
+    assert budgets.differences(recorded, {"instructions": round(1.02 * found[0])}, margins)
+
+
+def arms(true: float, deviation: float, seed: int):
+    """Times of two trees whose ratio is `true`, with normal noise in the logarithm and a tenth of it four times so."""
+    draw = random.Random(seed)
+
+    def clock(mean: float):
+        return lambda: mean * math.exp(draw.gauss(0, deviation * (4 if draw.random() < 0.1 else 1)))
+
+    return clock(true), clock(1.0)
+
+
+@pytest.mark.parametrize(
+    ("true", "deviation", "verdict"), [(1.0, 0.02, "no slower"), (1.1, 0.02, "slower"), (0.85, 0.02, "faster")]
+)
+def test_pairs_decide_where_noise_is_small(true: float, deviation: float, verdict: str) -> None:
+    assert {pairs.compare(*arms(true, deviation, seed)).verdict for seed in range(20)} == {verdict}
+
+
+def test_an_unchanged_tree_is_called_slower_less_often_than_stated() -> None:
+    verdicts = [pairs.compare(*arms(1.0, 0.2, seed)).verdict for seed in range(400)]
+    assert verdicts.count("slower") <= 400 * pairs.ALPHA and "inconclusive" in verdicts
+    at_the_edge = [pairs.compare(*arms(pairs.SLOWER, 0.05, seed)).verdict for seed in range(400)]
+    assert at_the_edge.count("slower") <= 400 * pairs.ALPHA
+
+
+def test_the_interval_encloses_the_median_as_often_as_it_says() -> None:
+    for n in pairs.LOOKS:
+        r = pairs.rank(n, 0.05)
+        missed = 2 * sum(math.comb(n, k) for k in range(r)) / 2**n
+        assert missed <= 0.05 < 2 * sum(math.comb(n, k) for k in range(r + 1)) / 2**n
+    assert pairs.rank(3, 0.01) == 0
+    assert pairs.judge([0.5, 0.5, 0.5], 0.01).verdict == "inconclusive"
+
+
+def test_two_processes_time_one_tree() -> None:
+    """The whole way: workers start, take turns and end; what they find is not asserted, a machine may be busy."""
+    with ratio.timed(ROOT, "gpt-nano", 0.0) as head, ratio.timed(ROOT, "qlstm-nano", 0.0) as base:
+        found = pairs.compare(head, base, looks=(3,))
+    assert found.pairs == 3 and found.verdict == "inconclusive" and found.ratio > 0
+
+
+def test_a_tree_without_the_model_decides_nothing(tmp_path: Path, capsys) -> None:
+    with (
+        pytest.raises(InputError, match="no steps of gpt-nano: "),
+        ratio.timed(tmp_path, "gpt-nano", 0),
+    ):
+        pass
+    assert ratio._slower("gpt-nano", tmp_path, 0.0, 0) is False
+    assert "inconclusive" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("times", "code"), [(["slower", "slower"], 1), (["slower", "no slower"], 0), (["inconclusive"], 0)]
+)
+def test_only_twice_slower_blocks(times: list[str], code: int, monkeypatch) -> None:
+    verdicts = iter(times)
+    monkeypatch.setattr(pairs, "compare", lambda *_, **__: pairs.Finding(next(verdicts), 1.1, 1.05, 1.2, 20))
+    monkeypatch.setattr(ratio, "timed", lambda *_: __import__("contextlib").nullcontext())
+    assert ratio.main(["--self-test", "--models", "gpt-nano"]) == code
+
+
+def test_a_worker_is_run_by_its_path() -> None:
+    assert "hotplate.bench" not in (ROOT / "bench" / "gates" / "worker.py").read_text(), "an older tree may lack it"
+    assert sys.version_info >= (3, 11), "-P"
