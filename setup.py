@@ -13,6 +13,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "grow": "hotplate.train.commands.grow",
     "hf": "hotplate.train.commands.hf",
     "data": "hotplate.train.commands.data",
+    "speech": "hotplate.train.commands.speech",
     "throughput": "hotplate.train.commands.throughput",
     "sweep": "hotplate.train.commands.sweep",
     "fit": "hotplate.train.commands.fit",
@@ -38,7 +39,7 @@ setup(
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
     package_data={
-        "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css"],
+        "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css", "speech/codebooks/*"],
         "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"],
     },
     install_requires=[
@@ -61,6 +62,7 @@ setup(
         "xformers": ["xformers>=0.0.35"],
         "deepspeed": ["deepspeed>=0.19"],
         "speech": ["soundfile>=0.12"],
+        "voices": ["hibari-tts==0.2.1"],  # a synthesiser with its voice inside, for speech without system packages
         "parquet": ["pyarrow>=15"],
         "books": ["datasketch>=2.0", "py3langid>=0.4"],  # hotplate data books
         "lm-eval": ["lm-eval>=0.4.13"],  # hotplate evaluate RUN --tasks
@@ -75,6 +77,7 @@ setup(
             "ruff>=0.8",
             "mypy>=1.13",
             "pyarrow>=15",
+            "soundfile>=0.12",
             "tensorboard>=2.16",
             "submitit>=1.5",
             "datasketch>=2.0",

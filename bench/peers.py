@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,8 +144,8 @@ def hugging_face(family: Family, liger: bool, model: LanguageModel) -> Peer:
     parameter = next(model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         hf.save(Path(folder) / "model", model.config, dict(model.named_parameters()), family)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=parameter.dtype)
-    theirs = theirs.to(parameter.device).train()
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=parameter.dtype)
+    theirs = loaded.to(parameter.device).train()
     if liger:
         return _liger(family, theirs)
 

@@ -73,7 +73,7 @@ def why_not(workload: str) -> str | None:
     return next((reason for room in rooms if (reason := native.why_not(room))), None) if impl == "native" else None
 
 
-def model_config(family: str, impl: str) -> ModelConfig:
+def model_config(family: str, impl: Any) -> ModelConfig:
     """The family's form at width 32; attention has no native form, its norms and MLP have."""
     config = PRESETS[f"{family}-nano"]
     mixer = replace(config.mixer, heads=2, head_width=16, kv_heads=1 if family == "decoder" else None)
@@ -81,7 +81,7 @@ def model_config(family: str, impl: str) -> ModelConfig:
     return replace(config, layers=2, width=32, ffn=64, vocab=256, context=T, mixer=mixer, impl=impl)
 
 
-def step_of(family: str, impl: str) -> Callable[[], None]:
+def step_of(family: str, impl: Any) -> Callable[[], None]:
     """A step as the loop makes it, on one batch; carried states go on."""
     config = model_config(family, impl)
     model = LanguageModel.build(config, seed=0)

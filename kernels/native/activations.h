@@ -43,6 +43,12 @@ static inline Exponential exponential(float x) {
     return (Exponential){from_bits((to_bits(shifted) + 127u) << 23), high, bent - (high - r)};
 }
 
+/* exp(-x), for x kept within -80 .. 80. */
+static inline float exp_minus(float x) {
+    Exponential e = exponential(clamp(-x, 80.0f));
+    return FUSED(e.scale, e.high, e.scale);
+}
+
 /* 1 / (1 + exp(-x)); below 2e-35 where x < -80. The quotient is mended by what the denominator was rounded by. */
 static inline float sigmoid(float x) {
     Exponential e = exponential(clamp(-x, 80.0f));

@@ -79,9 +79,9 @@ def test_the_memory_of_a_call_is_what_it_takes_at_once():
         pytest.skip("the system does not let a process reset its high-water mark")
     assert idle < 8 << 20
     taken = peak_bytes(lambda: (torch.ones(16 << 20), torch.ones(16 << 20)), torch.device("cpu"))
-    assert 128 << 20 <= taken < 144 << 20
+    assert 120 << 20 <= taken < 144 << 20  # within what an idle call may show
     one_by_one = peak_bytes(lambda: [torch.ones(16 << 20).sum() for _ in range(2)], torch.device("cpu"))
-    assert 64 << 20 <= one_by_one < 80 << 20
+    assert 56 << 20 <= one_by_one < 80 << 20
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from numerics import assert_bitwise, check, run
 
 from hotplate.kernels.mlp import activation, streaming
-from hotplate.kernels.mlp.op import KINDS
+from hotplate.kernels.mlp.op import FUSED
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -14,14 +14,14 @@ def form(kind, impl):
     return lambda x: activation(x, kind, impl=impl)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FUSED)
 def test_error_is_within_budget(monkeypatch, kind):
     monkeypatch.setattr(streaming, "MOST_FEATURES", 32)
     for shape, dtype in (((70, 2), torch.float32), ((3, 5, 82), torch.bfloat16), ((2, 66), torch.float16)):
         check(form(kind, "triton"), form(kind, "reference"), [3 * torch.randn(shape).to(dtype)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FUSED)
 def test_a_nan_shows_and_runs_repeat(kind):
     x = torch.randn(3, 20)
     x[1, 2] = torch.nan

@@ -5,10 +5,11 @@ from numerics import assert_bitwise, check, run
 
 from hotplate.kernels import native
 from hotplate.kernels.mlp import activation
-from hotplate.kernels.mlp.op import KINDS
+from hotplate.kernels.mlp.op import FUSED, KINDS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 FORMS = ["eager", *(["native"] if native.why_not("mlp") is None else [])]
+EVERY = [(kind, impl) for impl in FORMS for kind in (KINDS if impl == "eager" else FUSED)]
 SHAPES = [(70, 2), (3, 5, 82), (1, 128), (2, 1026)]  # one, odd, a block, past a block
 
 
@@ -21,6 +22,8 @@ def torchs_own(kind):
     return {
         "swiglu": lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
         "gelu": lambda x: F.gelu(x, approximate="tanh"),
+        "gelu_erf": F.gelu,
+        "relu": F.relu,
         "relu2": lambda x: F.relu(x).square(),
     }[kind]
 
@@ -31,9 +34,8 @@ def test_it_is_torchs_activation(kind):
     torch.testing.assert_close(activation(x, kind, impl="reference"), torchs_own(kind)(x))
 
 
-@pytest.mark.parametrize("impl", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "impl"), EVERY)
 def test_error_is_within_budget(kind, dtype, impl):
     if impl == "native" and dtype == torch.float16:
         pytest.raises(ValueError, activation, torch.zeros(2, 2, dtype=dtype), kind, impl=impl)
@@ -49,8 +51,7 @@ def test_gradients_agree_with_differences(kind, impl):
     assert torch.autograd.gradcheck(form(kind, impl), torch.randn(3, 8, dtype=torch.float64, requires_grad=True))
 
 
-@pytest.mark.parametrize("impl", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "impl"), EVERY)
 def test_strides_threads_and_blocks_do_not_matter(kind, impl):
     x, upstream = torch.randn(6, 40, 150), [torch.randn(6, 40, 75 if kind == "swiglu" else 150)]
     first = run(form(kind, impl), [x], upstream)
@@ -68,7 +69,7 @@ def test_strides_threads_and_blocks_do_not_matter(kind, impl):
 
 
 @pytest.mark.parametrize("impl", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FUSED)
 def test_a_nan_shows_and_extremes_stay_finite(kind, impl):
     x = torch.tensor([[float("nan"), 0.0, -200.0, 200.0]]).repeat(1, 2).requires_grad_()
     y = activation(x, kind, impl=impl)
@@ -90,9 +91,13 @@ def test_only_the_input_is_kept_for_the_backward():
     ("call", "words"),
     [
         (lambda: activation(torch.zeros(2, 3), "swiglu"), r"want x \[..., 2 F\], got \[2, 3\]"),
-        (lambda: activation(torch.zeros(2, 3), "silu"), r"want kind in \['gelu', 'relu2', 'swiglu'\], got 'silu'"),
+        (
+            lambda: activation(torch.zeros(2, 3), "silu"),
+            r"want kind in \['gelu', 'gelu_erf', 'relu', 'relu2', 'swiglu'\], got 'silu'",
+        ),
         (lambda: activation(torch.zeros(2, 2).int(), "gelu"), "want a floating x"),
         (lambda: activation(torch.zeros(2, 2), "gelu", impl="liger"), "want impl in"),
+        (lambda: activation(torch.zeros(2, 2), "relu", impl="native"), "want impl in .* for relu, got 'native'"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

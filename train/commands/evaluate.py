@@ -11,6 +11,7 @@ import torch
 from hotplate.train import console, settings
 from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.prepare import open_data
+from hotplate.train.data.tokenizer import Tokenizer
 from hotplate.train.errors import InputError
 from hotplate.train.evaluate.by_position import PositionLosses, plot, position_losses
 from hotplate.train.evaluate.perplexity import evaluate_split
@@ -160,6 +161,8 @@ def _tasks(config: EvaluateConfig, trained: Trained, dataset: Dataset, title: st
     except ImportError as error:
         raise InputError(f"--tasks needs lm-eval: pip install 'hotplate[lm-eval]' ({error})") from error
     window = _window(config, trained)
+    if not isinstance(dataset.tokenizer, Tokenizer):
+        raise InputError(f"--tasks: want a model of text, {dataset.folder} holds speech units")
     results = run_tasks(trained.model, dataset.tokenizer, config.tasks, window, config.rows, config.limit)
     rows = [
         [task, measure.replace(",none", ""), f"{value:.5g}" if isinstance(value, float) else str(value)]

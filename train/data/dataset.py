@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hotplate.train.data.shards import Shard, Verify, check_ids
-from hotplate.train.data.tokenizer import Tokenizer
+from hotplate.train.data.units import AnyTokenizer, open_tokenizer
 from hotplate.train.errors import InputError
 
 MANIFEST = "dataset.json"
@@ -163,7 +163,7 @@ class Dataset:
     `splits`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, tokenizer: Tokenizer, splits: dict[str, Split]):
+    def __init__(self, folder: Path, manifest: Manifest, tokenizer: AnyTokenizer, splits: dict[str, Split]):
         self.folder, self.manifest, self.tokenizer, self._splits = folder, manifest, tokenizer, splits
         self.vocab, self.eod, self.fingerprint = manifest.vocab, manifest.eod, manifest.fingerprint
         self.splits = tuple(splits)
@@ -177,7 +177,7 @@ class Dataset:
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
-        tokenizer = Tokenizer.load(folder / manifest.tokenizer_file, eod=manifest.eod)
+        tokenizer = open_tokenizer(folder / manifest.tokenizer_file, eod=manifest.eod)
         splits = {}
         for name, entries in manifest.splits.items():
             if not entries:
@@ -222,7 +222,7 @@ def _target_counts(split: Split) -> np.ndarray:
     return counts
 
 
-def _check_belongs(folder: Path, manifest: Manifest, tokenizer: Tokenizer, entry: ShardEntry, shard: Shard) -> None:
+def _check_belongs(folder: Path, manifest: Manifest, tokenizer: AnyTokenizer, entry: ShardEntry, shard: Shard) -> None:
     header = shard.header
     if header.tokenizer_sha256 != manifest.tokenizer_sha256:
         raise InputError(

@@ -13,6 +13,7 @@ from hotplate.train.data.documents import Document
 from hotplate.train.data.processes import in_order
 from hotplate.train.data.shards import Shard, ShardWriter
 from hotplate.train.data.tokenizer import Tokenizer
+from hotplate.train.data.units import AnyTokenizer
 from hotplate.train.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -46,7 +47,7 @@ class SplitWriter:
     manager.
     """
 
-    def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, shard_tokens: int):
+    def __init__(self, folder: Path, name: str, tokenizer: AnyTokenizer, shard_tokens: int):
         self._folder, self._name, self._tokenizer, self._shard_tokens = folder, name, tokenizer, shard_tokens
         self._finished: list[ShardEntry] = []
         self._writer: ShardWriter | None = None
@@ -99,7 +100,7 @@ class SplitWriter:
 def write_dataset(
     folder: Path,
     documents: Iterable[tuple[str, Encoded]],
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     shard_tokens: int,
     source: dict,
 ) -> None:

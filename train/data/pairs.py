@@ -19,7 +19,7 @@ from hotplate.model.batch import Batch
 from hotplate.train.data.packing import best_fit_decreasing
 from hotplate.train.data.permutation import permute
 from hotplate.train.data.rows import boundaries, check_rows, make_batch
-from hotplate.train.data.tokenizer import Tokenizer
+from hotplate.train.data.units import AnyTokenizer
 from hotplate.train.errors import InputError
 
 FIELDS = ("prompt", "chosen", "rejected")
@@ -39,7 +39,7 @@ class Pair:
         return 2 * (len(self.prompt) + 1) + len(self.chosen) + len(self.rejected)
 
 
-def read_pairs(path: Path, tokenizer: Tokenizer) -> list[Pair]:
+def read_pairs(path: Path, tokenizer: AnyTokenizer) -> list[Pair]:
     """InputError naming file and line for what is no pair, an empty continuation, or an id outside the vocabulary."""
     pairs = []
     try:
@@ -65,7 +65,7 @@ def read_pairs(path: Path, tokenizer: Tokenizer) -> list[Pair]:
     return pairs
 
 
-def _ids(value: Any, tokenizer: Tokenizer, where: str) -> np.ndarray:
+def _ids(value: Any, tokenizer: AnyTokenizer, where: str) -> np.ndarray:
     if isinstance(value, str):
         return np.asarray(tokenizer.encode(value), np.int64)
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):

@@ -1,0 +1,43 @@
+"""Preference triplets as units: what preference optimisation reads.
+
+A line holds the input's fields (paths, texts, speaker) and prompt, chosen and rejected, each an object with units and
+durations. The first line is {"fingerprint": ..., "units": K}.
+"""
+
+import json
+from pathlib import Path
+
+from hotplate.train.errors import InputError
+from hotplate.train.speech.audio import read_audio
+from hotplate.train.speech.encoder import UnitEncoder
+from hotplate.train.speech.synthesis import PREFERENCES
+
+PARTS = ("prompt", "chosen", "rejected")
+
+
+def encode_preferences(folder: Path, out: Path, encoder: UnitEncoder, resample: bool = False) -> int:
+    """Write the triplets of folder/preferences.jsonl with their units to `out`; their number.
+
+    Paths in it are relative to the folder. InputError: a missing field or file, unreadable audio.
+    """
+    path = folder / PREFERENCES
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the triplets: {error.strerror}") from error
+    made = [json.dumps({"fingerprint": encoder.description.fingerprint, "units": encoder.description.units})]
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            files = {part: folder / row[f"{part}_path"] for part in PARTS}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: want an object with {PARTS} and _path: {error!r}") from error
+        for part, file in files.items():
+            units, durations = encoder.encode_one(read_audio(file, encoder.features.sample_rate, resample))
+            row[part] = {"units": units.tolist(), "durations": durations.tolist()}
+        made.append(json.dumps(row))
+    partial = out.with_name(f".{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text("\n".join(made) + "\n", encoding="utf-8")
+    partial.replace(out)
+    return len(made) - 1
