@@ -95,7 +95,7 @@ def timed(tree: Path, name: str, seconds: float) -> Iterator[Time]:
             steps = min(MOST_STEPS, max(1, round(seconds / max(ask(1), 1e-6))))
             yield lambda: ask(steps) / steps
         finally:
-            process.stdin.close()
+            asked.close()
             process.wait(timeout=60)
 
 
