@@ -39,7 +39,10 @@ setup(
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
     package_data={
-        "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css", "speech/codebooks/*"],
+        "hotplate.train": [
+            *("presets/*.toml", "published.toml", "studies/*.toml"),
+            *("science/*.css", "science/*.toml", "speech/codebooks/*"),
+        ],
         "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"],
     },
     install_requires=[
