@@ -12,7 +12,7 @@ SPEECH ?= runs/speech
 SPEECH_COUNT ?= 300
 SPEECH_PAIRS ?= 100
 
-.PHONY: help train test speech-demo science growth-study bench profile lint lock clean
+.PHONY: help train test speech-demo science growth-study bench gates ratio profile lint lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,12 @@ speech-demo: $(RUN) ## a speech language model from nothing: synthetic speech, u
 
 bench: $(DEV) ## kernels and whole training steps against their peers on this machine
 	$(BIN)/hotplate bench $(ARGS)
+
+gates: $(DEV) ## counts of a training step and of the packer against the recorded ones
+	$(BIN)/hotplate bench gates $(ARGS)
+
+ratio: $(DEV) ## this tree against another revision, in paired times
+	$(BIN)/hotplate bench ratio $(ARGS)
 
 profile: $(DEV) ## where a training step's time goes: Chrome trace and table
 	$(BIN)/hotplate profile $(ARGS)

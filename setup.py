@@ -15,6 +15,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "data": "hotplate.train.commands.data",
     "speech": "hotplate.train.commands.speech",
     "throughput": "hotplate.train.commands.throughput",
+    "tune": "hotplate.train.commands.tune",
     "sweep": "hotplate.train.commands.sweep",
     "fit": "hotplate.train.commands.fit",
     "crossing": "hotplate.train.commands.crossing",
@@ -43,6 +44,7 @@ setup(
             *("presets/*.toml", "published.toml", "studies/*.toml"),
             *("science/*.css", "science/*.toml", "speech/codebooks/*"),
         ],
+        "hotplate.bench": ["gates/*.json"],
         "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"],
     },
     install_requires=[

@@ -157,6 +157,8 @@ class TrainConfig:
     """rows per update, over all ranks and micro-batches"""
     micro_batch: int | None = None
     """rows per forward pass on one rank; none = all of the rank's rows at once"""
+    tune: bool = False
+    """choose micro_batch by measuring: the fastest divisor of a rank's rows on this machine, kept in the cache"""
     seed: int = 0
     """initial weights and data order"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

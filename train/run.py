@@ -17,6 +17,7 @@ from hotplate.train.plan import Layout, check_disk, describe, lay_out, plan_run
 from hotplate.train.ranks import Ranks, start
 from hotplate.train.session import Session
 from hotplate.train.step import Precision, resolve_precision
+from hotplate.train.tune import tuned
 
 
 def run(config: TrainConfig, preset: str) -> int:
@@ -24,6 +25,9 @@ def run(config: TrainConfig, preset: str) -> int:
     goodput = Goodput()
     ranks = start(config)
     try:
+        if config.tune:
+            with goodput.during("measure"):
+                config = tuned(preset, config, ranks)
         return _run(config, preset, ranks, goodput)
     finally:
         ranks.close()

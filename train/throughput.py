@@ -64,24 +64,25 @@ def measure(
     *,
     rows: int,
     window: int,
+    micro_batches: int = 1,
     seconds: float = math.inf,
 ) -> Throughput:
-    """Time 14 updates of `rows` x `window` tokens on a model of its own, or fewer (at least three) when they take more
-    than about `seconds`. The model that is trained later never sees it. Ranks measure at the same time and share the
-    slowest rate."""
+    """Time 14 updates of `micro_batches` x `rows` x `window` tokens on a model of its own, or fewer (at least three)
+    when they take more than about `seconds`. The model that is trained later never sees it. Ranks measure at the same
+    time and share the slowest rate."""
     alone = Ranks(0, 1, ranks.device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = LanguageModel.build(config, seed=0, device=ranks.device, dtype=dtype)
     reset_peak_memory(ranks.device)
-    step = Step(model, Optimizer(model, optimizer), alone, precision, targets=rows * window)
+    step = Step(model, Optimizer(model, optimizer), alone, precision, targets=micro_batches * rows * window)
     batch = random_batch(config, rows, window, ranks.device)
-    states = [model.initial_state(rows) if batch.slots is not None else None]
+    states = [model.initial_state(rows) if batch.slots is not None else None] * micro_batches
     times: list[float] = []
     ranks.barrier()
     began = time.perf_counter()
     for index in range(WARMUP_STEPS + TIMED_STEPS):
         before = time.perf_counter()
-        _, states = step([batch], states, lr=0.0)
+        _, states = step([batch] * micro_batches, states, lr=0.0)
         _synchronise(ranks.device)
         if index >= WARMUP_STEPS:
             times.append(time.perf_counter() - before)
@@ -91,7 +92,7 @@ def measure(
     if ranks.world > 1:
         torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
     return Throughput(
-        tokens_per_step=rows * window,
+        tokens_per_step=micro_batches * rows * window,
         step_seconds=float(slowest.item()),
         mean_seconds=statistics.mean(times),
         deviation_seconds=statistics.stdev(times),

@@ -1,9 +1,9 @@
-"""The protocol's throughput of a model on this machine: the best batch found by a bounded search, kept in a cache.
+"""Throughputs of a model on this machine: the best batch, or micro-batch, found by a bounded search, kept in a cache.
 
-Batches double from one row. The search ends when a batch does not fit (an allocation fails, or on a CPU the estimate
-exceeds the free memory, since the kernel would kill the process instead), when two in a row are no faster than the best
-so far, at `limit` rows, or when its time is spent. The batch with the most measured tokens/s wins, not the largest that
-fits, and is timed again in full.
+Batches double from one row; micro-batches are the divisors of an update's rows. The search ends when a batch does not
+fit (an allocation fails, or on a CPU the estimate exceeds the free memory, since the kernel would kill the process
+instead), when two in a row are no faster than the best so far, at the last size, or when its time is spent. The batch
+with the most measured tokens/s wins, not the largest that fits; the protocol's is timed again in full.
 """
 
 import gc
@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hotplate.train.throughput import TIMED_STEPS, Throughput, measure
 PATIENCE = 2  # larger batches in a row that are no faster
 PROBE_SECONDS = 10.0  # of timed steps per batch while searching
 USABLE = 0.8  # of a CPU's free memory
+MOST_MICRO_BATCHES = 4  # of an update that stands for longer ones: the optimiser's share is small from there on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +54,14 @@ class Row:
     median_step_ms: float | None = None
     steps_per_second: float | None = None
     samples: int = 0
+    micro_batches: int = 1  # accumulated in the updates that were timed
     tokens_per_second: float = 0.0
     mfu_causal: float | None = None
     out_of_memory: bool = False
 
     @property
     def tokens_per_step(self) -> int:
-        return self.rows * self.window
+        return self.micro_batches * self.rows * self.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +77,44 @@ class Search:
 
 
 def search(name: str, config: TrainConfig, ranks: Ranks, *, limit: int, seconds: float, refresh: bool) -> Search:
-    """The cached result for this model, machine and versions, or a new one. InputError when not one row fits."""
+    """The protocol's throughput: one micro-batch of up to `limit` rows is an update. The cached result for this model,
+    machine and versions, or a new one. InputError when not one row fits."""
+    sizes = [1 << n for n in range(limit.bit_length())]
+    return _search(name, config, ranks, sizes, None, seconds, refresh)
+
+
+def search_micro_batch(
+    name: str, config: TrainConfig, ranks: Ranks, *, update: int, seconds: float, refresh: bool
+) -> Search:
+    """The micro-batch for updates of `update` rows on one rank, accumulated; cached likewise."""
+    sizes = [rows for rows in range(1, update + 1) if update % rows == 0]
+    return _search(name, config, ranks, sizes, update, seconds, refresh)
+
+
+def _search(
+    name: str,
+    config: TrainConfig,
+    ranks: Ranks,
+    sizes: Sequence[int],
+    update: int | None,
+    seconds: float,
+    refresh: bool,
+) -> Search:
     facts = environment(ranks.device)
-    path = _cache_path(config, facts, limit)
+    path = _cache_path(config, facts, sizes[-1], update)
     if path.is_file() and not refresh and (kept := _read(path)) is not None:
         return kept
-    tried = _double(
-        lambda rows, most: try_rows(name, config, ranks, rows, most), limit=limit, ends=time.monotonic() + seconds
-    )
+
+    def attempt(rows: int, most: float) -> Row:
+        micro_batches = 1 if update is None else min(MOST_MICRO_BATCHES, update // rows)
+        return try_rows(name, config, ranks, rows, most, micro_batches)
+
+    tried = _climb(attempt, sizes, ends=time.monotonic() + seconds)
     best = max(tried, key=lambda row: row.tokens_per_second)
     if best.out_of_memory:
         raise InputError(f"{name}: not even one row of {config.data.window} tokens fits the memory; shorten the window")
-    if best.samples < TIMED_STEPS:
-        best = try_rows(name, config, ranks, best.rows, math.inf)
+    if update is None and best.samples < TIMED_STEPS:
+        best = attempt(best.rows, math.inf)
     found = Search(best=best, tried=tuple(tried), environment=facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}")
@@ -96,22 +123,24 @@ def search(name: str, config: TrainConfig, ranks: Ranks, *, limit: int, seconds:
     return found
 
 
-def _double(attempt: Callable[[int, float], Row], *, limit: int, ends: float) -> list[Row]:
-    """Rows of one, two, four ... until the search ends (see the module)."""
+def _climb(attempt: Callable[[int, float], Row], sizes: Sequence[int], *, ends: float) -> list[Row]:
+    """Sizes in rising order until the search ends (see the module)."""
     tried: list[Row] = []
-    best, slower, rows = 0.0, 0, 1
-    while rows <= limit and slower < PATIENCE and (not tried or time.monotonic() < ends):
+    best, slower = 0.0, 0
+    for rows in sizes:
+        if slower >= PATIENCE or (tried and time.monotonic() >= ends):
+            break
         row = attempt(rows, PROBE_SECONDS)
         tried.append(row)
         if row.out_of_memory:
             break
         slower = 0 if row.tokens_per_second > best else slower + 1
-        best, rows = max(best, row.tokens_per_second), 2 * rows
+        best = max(best, row.tokens_per_second)
     return tried
 
 
-def try_rows(name: str, config: TrainConfig, ranks: Ranks, rows: int, seconds: float) -> Row:
-    """Measure one batch size; a row that says so when it does not fit."""
+def try_rows(name: str, config: TrainConfig, ranks: Ranks, rows: int, seconds: float, micro_batches: int = 1) -> Row:
+    """Measure one size of a forward pass; a row that says so when it does not fit."""
     precision, window = resolve_precision(config, ranks.device), config.data.window
     costs = cost(config.model, window)
     row = Row(
@@ -123,12 +152,22 @@ def try_rows(name: str, config: TrainConfig, ranks: Ranks, rows: int, seconds: f
         parameters=costs.parameters,
         non_embedding_parameters=costs.parameters - costs.embedding_parameters,
         training_flops_per_token=costs.training_flops,
+        micro_batches=micro_batches,
     )
     needed = memory(replace(config, batch=rows), costs, precision, Layout(range(rows), 1)).total
     if ranks.device.type == "cpu" and needed > USABLE * _free_memory():
         return replace(row, out_of_memory=True)
     try:
-        found = measure(config.model, config.optimizer, ranks, precision, rows=rows, window=window, seconds=seconds)
+        found = measure(
+            config.model,
+            config.optimizer,
+            ranks,
+            precision,
+            rows=rows,
+            window=window,
+            micro_batches=micro_batches,
+            seconds=seconds,
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -170,10 +209,10 @@ def _free_memory() -> float:
     return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
-def _cache_path(config: TrainConfig, facts: dict[str, Any], limit: int) -> Path:
+def _cache_path(config: TrainConfig, facts: dict[str, Any], limit: int, update: int | None) -> Path:
     told = {key: facts[key] for key in ("name", "device", "threads", "versions", "revision", "cpu_capability", "cuda")}
     optimizer = asdict(config.optimizer) | {"lr": None}  # the rate changes no time
-    key = [asdict(config.model), optimizer, config.data.window, config.precision, limit, told]
+    key = [asdict(config.model), optimizer, config.data.window, config.precision, limit, update, told]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return cache_folder().parent / "throughput" / f"{digest}.json"
 

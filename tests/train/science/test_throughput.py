@@ -11,12 +11,14 @@ import torch
 
 from hotplate.model.presets import PRESETS
 from hotplate.train.commands import guarded, throughput
+from hotplate.train.commands import tune as tune_command
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
 from hotplate.train.science import batch_search
 from hotplate.train.science.batch_search import Row, is_out_of_memory, search, try_rows
 from hotplate.train.throughput import TIMED_STEPS, Throughput
+from hotplate.train.tune import tune, tuned
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 SMALL = replace(PRESETS["gpt-nano"], layers=1, width=32, ffn=64, vocab=64)
@@ -27,14 +29,15 @@ def pretend(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float | BaseExcep
     """Replace the measurement by a table of tokens/s by rows; the list fills with the rows asked for."""
     asked: list[int] = []
 
-    def measure(model, optimizer, ranks, precision, *, rows, window, seconds):
+    def measure(model, optimizer, ranks, precision, *, rows, window, micro_batches, seconds):
         asked.append(rows)
         speed = speeds[rows]
         if isinstance(speed, BaseException):
             raise speed
         samples = 3 if seconds < 1e9 else TIMED_STEPS
-        second = rows * window / speed
-        return Throughput(rows * window, second, second, 0.0, samples, 1 << 20, 2 << 20)
+        tokens = micro_batches * rows * window
+        second = tokens / speed
+        return Throughput(tokens, second, second, 0.0, samples, 1 << 20, 2 << 20)
 
     monkeypatch.setattr(batch_search, "measure", measure)
     return asked
@@ -147,3 +150,35 @@ def test_a_reference_card_is_looked_up(monkeypatch, capsys) -> None:
 def test_mistakes_are_refused(arguments: list[str], message: str, capsys) -> None:
     assert guarded(throughput.main, arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def look_for_micro_batch(batch: int = 12, **changes):
+    return tune("m", replace(CONFIG, batch=batch, **changes), CPU, seconds=60.0, refresh=False)
+
+
+def test_tuning_takes_the_fastest_divisor_and_remembers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pretend(monkeypatch, {1: 10.0, 2: 30.0, 3: 40.0, 4: 35.0, 6: 39.0, 12: 99.0})
+    found = look_for_micro_batch()
+    assert found.best.rows == 3 and asked == [1, 2, 3, 4, 6], "two that are no faster end it"
+    assert [row.micro_batches for row in found.tried] == [4, 4, 4, 3, 2]
+    assert look_for_micro_batch() == found and len(asked) == 5, "cached"
+    assert look(limit=2).best.rows == 2, "the protocol's search has a cache of its own"
+    look_for_micro_batch(batch=2)
+    assert asked[-2:] == [1, 2], "another update, another search"
+
+
+def test_tuning_survives_what_does_not_fit_and_refuses_a_chosen_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {1: 10.0, 2: 18.0, 3: torch.OutOfMemoryError("CUDA out of memory")})
+    assert look_for_micro_batch().best.rows == 2
+    with pytest.raises(InputError, match="--micro-batch 4 is chosen already"):
+        look_for_micro_batch(micro_batch=4)
+    assert tuned("m", replace(CONFIG, batch=12, tune=True), CPU).micro_batch == 2
+
+
+def test_the_tune_command_measures_whole_updates(tmp_path: Path, capsys) -> None:
+    flags = ["--train.batch=2", "--train.data.window=16", "--train.model.layers=1", "--train.model.vocab=64"]
+    path = tmp_path / "t.json"
+    assert tune_command.main(["gpt-nano", *flags, "--train.threads=1", "--train.device=cpu", f"--json={path}"]) == 0
+    kept = json.loads(path.read_text())
+    assert [row["rows"] * row["micro_batches"] for row in kept["tried"]] == [2, 2]
+    assert f"--micro-batch {kept['best']['rows']}" in capsys.readouterr().out
