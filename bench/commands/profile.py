@@ -1,11 +1,12 @@
 """`hotplate profile [PRESET] [flags]`: where the time of a training step goes.
 
-Writes a Chrome trace (open it in Perfetto or chrome://tracing) and a table of operations, and prints the top of it.
+Writes a Chrome trace (open it in Perfetto or chrome://tracing), a table of operations with their floors, and on CUDA a
+snapshot of memory (open it at pytorch.org/memory_viz); prints the top of the table and the largest gaps in words.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from hotplate.bench import gaps
+from hotplate.bench.harness import measured_rates
 from hotplate.model.cost import cost
 from hotplate.model.lm import LanguageModel
 from hotplate.train import console, settings
@@ -80,7 +83,9 @@ def _profile(config: ProfileConfig, preset: str, ranks: Ranks) -> int:
         for _ in range(config.steps):
             update()
     found.export_chrome_trace(str(out / "trace.json"))
-    operations = _operations(found, config.steps, ranks.device.type)
+    rates = measured_rates(ranks.device.type, dtype)
+    operations = gaps.with_floors(_operations(found, config.steps, ranks.device.type), gaps.count(update, rates))
+    snapshot = _memory_snapshot(update, out) if ranks.device.type == "cuda" else None
     flops = cost(train.model, train.data.window).training_flops * rows * train.data.window
     facts = {
         "preset": preset,
@@ -91,11 +96,25 @@ def _profile(config: ProfileConfig, preset: str, ranks: Ranks) -> int:
         "flops_per_second": flops / plain,
         "environment": environment(ranks.device),
         "operations": operations,
+        "gaps": gaps.in_words(operations, 1e3 * plain),
     }
     (out / "operations.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     _show(facts, config.rows)
     console.say(f"trace       {out / 'trace.json'}\noperations  {out / 'operations.json'}")
+    if snapshot is not None:
+        console.say(f"memory      {snapshot}")
     return 0
+
+
+def _memory_snapshot(update: Callable[[], None], out: Path) -> Path:
+    """Every allocation of one update, with its stack."""
+    torch.cuda.memory._record_memory_history(max_entries=200_000)
+    try:
+        update()
+        torch.cuda.memory._dump_snapshot(str(out / "memory.pickle"))
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+    return out / "memory.pickle"
 
 
 def _operations(found: Any, steps: int, device: str) -> list[dict[str, Any]]:
@@ -124,6 +143,7 @@ def _show(facts: dict[str, Any], count: int) -> None:
             f"{row['milliseconds']:.2f}",
             f"{row['milliseconds'] / total:.1%}",
             f"{row['calls']:.0f}",
+            "" if row["floor_ms"] is None else f"{row['floor_ms']:.2f}",
             f"{row['allocated_bytes'] / 2**20:.1f}",
         ]
         for row in facts["operations"][:count]
@@ -132,4 +152,5 @@ def _show(facts: dict[str, Any], count: int) -> None:
         f"{facts['preset']}: {facts['step_seconds'] * 1e3:.1f} ms a step, "
         f"{console.quantity(facts['tokens_per_second'])} tok/s, {console.quantity(facts['flops_per_second'])}FLOP/s"
     )
-    console.table(title, ["operation, per step", "ms", "share", "calls", "MiB"], rows)
+    console.table(title, ["operation, per step", "ms", "share", "calls", "floor ms", "MiB"], rows)
+    console.say("\n".join(["largest gaps", *facts["gaps"]]))
