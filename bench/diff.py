@@ -40,7 +40,7 @@ def of_rows(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
         noisy = a is not None and b is not None and a.ms_p20 <= b.ms_p80 and b.ms_p20 <= a.ms_p80
-        changes.append(Change(name, a and a.ms_median, b and b.ms_median, noisy))
+        changes.append(Change(name, None if a is None else a.ms_median, None if b is None else b.ms_median, noisy))
     return sorted(changes, key=lambda change: -change.added)
 
 

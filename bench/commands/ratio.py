@@ -77,24 +77,25 @@ def timed(tree: Path, name: str, seconds: float) -> Iterator[Time]:
         command = [sys.executable, "-P", str(Path(worker.__file__).resolve()), name]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | calm)
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        told, asked, complaints = process.stdout, process.stdin, process.stderr
+        assert told is not None and asked is not None and complaints is not None
 
         def ask(steps: int) -> float:
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-            return float(process.stdout.readline())
+            asked.write(f"{steps}\n")
+            asked.flush()
+            return float(told.readline())
 
         try:
-            ready, _, where = process.stdout.readline().strip().partition(" ")
+            ready, _, where = told.readline().strip().partition(" ")
             if ready != "ready":
-                told = process.stderr.read().strip().splitlines() or ["no message"]
-                raise InputError(f"{tree}: no steps of {name}: {told[-1]}")
+                lines = complaints.read().strip().splitlines() or ["no message"]
+                raise InputError(f"{tree}: no steps of {name}: {lines[-1]}")
             if not Path(where).is_relative_to(tree.resolve()):
                 raise InputError(f"{tree}: no steps of {name}: Python found the model in {where}")
             steps = min(MOST_STEPS, max(1, round(seconds / max(ask(1), 1e-6))))
             yield lambda: ask(steps) / steps
         finally:
-            process.stdin.close()
+            asked.close()
             process.wait(timeout=60)
 
 
