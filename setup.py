@@ -40,7 +40,10 @@ setup(
     ],
     package_dir={f"hotplate.{part}": part for part in PARTS},
     package_data={
-        "hotplate.train": ["presets/*.toml", "published.toml", "studies/*.toml", "science/*.css", "speech/codebooks/*"],
+        "hotplate.train": [
+            *("presets/*.toml", "published.toml", "studies/*.toml"),
+            *("science/*.css", "science/*.toml", "speech/codebooks/*"),
+        ],
         "hotplate.bench": ["gates/*.json"],
         "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"],
     },

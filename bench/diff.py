@@ -40,7 +40,8 @@ def of_rows(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
         noisy = a is not None and b is not None and a.ms_p20 <= b.ms_p80 and b.ms_p20 <= a.ms_p80
-        changes.append(Change(name, None if a is None else a.ms_median, None if b is None else b.ms_median, noisy))
+        was, now = (None if row is None else row.ms_median for row in (a, b))
+        changes.append(Change(name, was, now, noisy))
     return sorted(changes, key=lambda change: -change.added)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import tyro
 
@@ -77,19 +77,19 @@ def timed(tree: Path, name: str, seconds: float) -> Iterator[Time]:
         command = [sys.executable, "-P", str(Path(worker.__file__).resolve()), name]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | calm)
-        told, asked, complaints = process.stdout, process.stdin, process.stderr
-        assert told is not None and asked is not None and complaints is not None
+        asked, told_back, process_errors = process.stdin, process.stdout, process.stderr
+        assert asked is not None and told_back is not None and process_errors is not None
 
-        def ask(steps: int) -> float:
+        def ask(steps: int, asked: IO[str] = asked, told_back: IO[str] = told_back) -> float:
             asked.write(f"{steps}\n")
             asked.flush()
-            return float(told.readline())
+            return float(told_back.readline())
 
         try:
-            ready, _, where = told.readline().strip().partition(" ")
+            ready, _, where = told_back.readline().strip().partition(" ")
             if ready != "ready":
-                lines = complaints.read().strip().splitlines() or ["no message"]
-                raise InputError(f"{tree}: no steps of {name}: {lines[-1]}")
+                told = process_errors.read().strip().splitlines() or ["no message"]
+                raise InputError(f"{tree}: no steps of {name}: {told[-1]}")
             if not Path(where).is_relative_to(tree.resolve()):
                 raise InputError(f"{tree}: no steps of {name}: Python found the model in {where}")
             steps = min(MOST_STEPS, max(1, round(seconds / max(ask(1), 1e-6))))

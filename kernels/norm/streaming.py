@@ -13,7 +13,7 @@ from torch import Tensor
 from hotplate.kernels.launch import power_of_2, wrap_triton
 from hotplate.kernels.norm import autograd
 
-STEP_VALUES = 2048  # of a program's step where rows are short: 16 per lane of four warps
+STEP_VALUES = 1024  # of a program's step where rows are short: 8 per lane of four warps
 STRIPES = 512  # backward programs: a few per processor of any GPU; a guess, not measured on a GPU
 
 
@@ -79,9 +79,9 @@ def backward_kernel(
 
 
 def blocks(D: int) -> tuple[int, int, int]:
-    """R, BD and warps: at most 16 values per lane, so that the backward's six blocks stay in registers."""
+    """R, BD and warps: 8 values per lane, 16 of the longest rows: the backward keeps six blocks in registers."""
     BD = max(16, power_of_2(D))
-    return max(1, STEP_VALUES // BD), BD, 4 if BD <= STEP_VALUES else BD // 512
+    return max(1, STEP_VALUES // BD), BD, min(16, max(4, BD // 256))
 
 
 def forward(

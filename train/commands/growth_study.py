@@ -16,7 +16,6 @@ from hotplate.train.plan import lay_out
 from hotplate.train.ranks import start
 from hotplate.train.science import growth_study
 from hotplate.train.science.growth_figure import draw
-from hotplate.train.science.sweep import STUDIES
 from hotplate.train.step import resolve_precision
 from hotplate.train.throughput import measure
 
@@ -32,8 +31,8 @@ class GrowthStudyConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`hotplate growth-study`: the shipped plan, train/studies/growth.toml."""
-    name, flags = settings.split_preset(arguments, str(STUDIES / "growth.toml"))
+    """`hotplate growth-study`: the shipped plan, train/science/growth_study.toml."""
+    name, flags = settings.split_preset(arguments, str(Path(growth_study.__file__).with_suffix(".toml")))
     config = settings.parse(GrowthStudyConfig(), flags, "hotplate growth-study PLAN")
     path = Path(name)
     try:

@@ -111,7 +111,15 @@ def test_a_sweep_spends_equal_compute_survives_failures_and_goes_on(
     assert paid == sorted(paid)  # what was paid before the stop is counted on, once
 
 
-def test_an_interrupt_leaves_the_run_to_save(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible():
+    """Whoever started the tests may have had SIGINT ignored, as shells do for jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_leaves_the_run_to_save(tmp_path: Path, interruptible: None) -> None:
     saving = "import pathlib, sys, time; time.sleep(1.2); pathlib.Path(sys.argv[1]).touch()"
     interrupt = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()

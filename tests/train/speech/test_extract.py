@@ -1,6 +1,7 @@
 """Extraction: what is done is kept, what is bad is reported, and nothing is mixed."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,9 @@ def test_resampling_keeps_the_units_nearly(tmp_path: Path) -> None:
     encoder = open_encoder(collapse=False)
     a, b = (encoder.encode_one(read_audio(tmp_path / f"{name}.wav", RATE, True)).units for name in ("slow", "fast"))
     assert len(a) == len(b) == 50 and (a == b).mean() > 0.5
+
+
+def test_a_missing_library_is_named(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(InputError, match=r"pip install 'hotplate\[speech\]'"):
+        read_audio(recordings / "a" / "00.wav", RATE)

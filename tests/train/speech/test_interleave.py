@@ -53,6 +53,13 @@ def test_spans_have_the_asked_length() -> None:
     assert 7 < np.mean(lengths) < 12
 
 
+def test_poisson_spans_never_touch() -> None:
+    """Lengths max(1, Poisson(1)) have mean 1.37; spans that touched would look like longer ones."""
+    config = InterleaveConfig(span=1)
+    lengths = [n for epoch in range(40) for n in runs(speech_words(400, config, "x", epoch))]
+    assert 1.25 < np.mean(lengths) < 1.45
+
+
 def test_a_span_gets_the_units_that_end_in_it() -> None:
     """Cumulative durations against word times, both ends included."""
     words = [Word("One", 0.0, 0.2), Word(" two", 0.2, 0.4), Word(" three", 0.4, 0.8)]

@@ -7,12 +7,15 @@ import pytest
 from speech_waves import RATE, babble
 from tiny import TINY
 
+from hotplate.model.cost import cost
+from hotplate.train.budget import Budget, make_plan
 from hotplate.train.commands import evaluate, generate
 from hotplate.train.commands.train import main as train
 from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.sources import PackedSource
 from hotplate.train.data.units import UnitTokenizer
 from hotplate.train.errors import InputError
+from hotplate.train.settings import load_preset
 from hotplate.train.speech.audio import write_audio
 from hotplate.train.speech.encoder import Units, open_encoder
 from hotplate.train.speech.prepare import StoreConfig, prepare_units, read_durations
@@ -75,6 +78,21 @@ def test_rows_are_full(tmp_path: Path) -> None:
     batch = source.batch(0, range(8))
     assert float(batch.weights.mean()) >= 0.97
     assert bool((batch.tokens[batch.positions == 0] == 1).any())
+
+
+@pytest.mark.parametrize("preset, tokens", [("slam-a5000", 1.4e9), ("slam-scaled", 16.7e9)])
+def test_presets_are_the_published_budgets(preset: str, tokens: float) -> None:
+    """Tokens, and for the first its 17,625 steps, within 1% of the published; 358,347,904 parameters at 502 ids."""
+    config = load_preset(preset)
+    plan = make_plan(Budget.parse(config.budget), config.batch * config.data.window, config.tokens_per_second)
+    assert plan.tokens == pytest.approx(tokens, rel=0.01)
+    assert preset != "slam-a5000" or plan.steps == pytest.approx(17_625, rel=0.01)
+    assert cost(config.model, config.data.window).parameters == 358_347_904
+    assert (config.model.mixer.rope_theta, config.optimizer.lr * config.schedule.minimum) == (1e4, pytest.approx(5e-5))
+
+
+def test_the_demo_fits_the_embedded_units() -> None:
+    assert load_preset("slam-demo").model.vocab == open_encoder().description.units + 2
 
 
 def test_a_run_on_units(trained: Path, unit_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
