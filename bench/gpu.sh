@@ -24,6 +24,7 @@ stage() { # NAME COMMAND...
     if timeout "$limit" "$@" >"$name.log" 2>&1; then touch "$name.done"; else echo "== $name: FAILED ($?)"; tail -n 5 "$name.log"; fi
 }
 quick=${QUICK:+--quick}
+rows=${QUICK:+2}
 stage machine "$python" -c "import json, torch; from hotplate.train.environment import environment as e; print(json.dumps(e(torch.device('$device'))))"
 stage check "$python" -m hotplate.bench.device_check --device "$device" ${IMPL:+--impl $IMPL} $quick
 for bench in qlstm lstm lstm_dense lstm_diagonal attention cross_entropy rmsnorm layernorm mlp rotary adamw newton_schulz step; do
@@ -31,7 +32,7 @@ for bench in qlstm lstm lstm_dense lstm_diagonal attention cross_entropy rmsnorm
 done
 for model in ${MODELS-gpt-small qlstm-small lstm-small}; do
     stage "profile-$model" "$python" -c "import sys; from hotplate.bench.commands.profile import main; sys.exit(main(sys.argv[1:]))" \
-        "$model" --train.device "$device" --train.batch 32 --out "profile-$model"
+        "$model" --train.device "$device" --train.batch "${rows:-32}" --out "profile-$model"
 done
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     stage memcheck compute-sanitizer --tool memcheck "$python" -m hotplate.bench.device_check --quick --dtypes bfloat16
