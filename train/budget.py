@@ -6,7 +6,9 @@ decide when a run ends. Paid hours are the wall clock times the accelerators, an
 
 import bisect
 import contextlib
+import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -119,27 +121,45 @@ def _bought(budget: Budget, tokens_per_step: int, tokens_per_second: float | Non
 
 @dataclass
 class Goodput:
-    """Paid seconds by what they bought. Monotonic clock; carried over resumes, so nothing is counted twice."""
+    """Paid seconds by what they bought. Monotonic clock; carried over resumes, so nothing is counted twice.
+
+    A thread may read while another switches.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    down: float = 0.0  # seconds between the end of one process and the start of the next: nobody computed
     _phase: str = "start-up"
     _since: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def of_process(cls) -> "Goodput":
+        """A meter whose start-up began with this process: what importing took is paid, too."""
+        return cls(_since=time.monotonic() - process_seconds())
+
+    @property
+    def phase(self) -> tuple[str, float]:
+        """What the clock runs for, and since when."""
+        with self._lock:
+            return self._phase, self._since
 
     def add(self, earlier: Mapping[str, float]) -> None:
         """Count what a run paid before it was resumed."""
-        for phase, seconds in earlier.items():
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        with self._lock:
+            for phase, seconds in earlier.items():
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def switch(self, phase: str) -> None:
         """From now on the clock runs for `phase`."""
-        now = time.monotonic()
-        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = phase, now
+        with self._lock:
+            now = time.monotonic()
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+            self._phase, self._since = phase, now
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
         """The clock runs for `phase` inside the block, then for what it was before."""
-        before = self._phase
+        before = self.phase[0]
         self.switch(phase)
         try:
             yield
@@ -149,9 +169,20 @@ class Goodput:
     @property
     def paid(self) -> float:
         """All seconds so far."""
-        return sum(self.seconds.values()) + time.monotonic() - self._since
+        return sum(self.snapshot().values())
 
     def snapshot(self) -> dict[str, float]:
         """Seconds by phase up to now."""
-        self.switch(self._phase)
-        return dict(self.seconds)
+        with self._lock:
+            running = time.monotonic() - self._since
+            return {**self.seconds, self._phase: self.seconds.get(self._phase, 0.0) + running}
+
+
+def process_seconds() -> float:
+    """The age of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0

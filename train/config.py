@@ -118,6 +118,25 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What is done about losses that jump, ranks that hang and disks that fail."""
+
+    spike: Literal["warn", "skip"] = "warn"
+    """a loss far above its recent mean: warn = say so and keep its batch; skip = do not apply the update either"""
+    spike_sigmas: float = 6.0
+    """how far: standard deviations of the recent losses"""
+    spike_window: int = 128
+    """updates that the mean and deviation remember; the first so many are never spikes"""
+    hang_seconds: float = 1800.0
+    """a rank without progress for so long ends the run with the stacks of all ranks (exit code 75); 0 = never. More
+    than the longest validation or checkpoint takes"""
+    save_attempts: int = 3
+    """tries of writing a checkpoint, with growing pauses (1 s, 2 s, ...); a full disk is not tried again"""
+    save_failures: int = 3
+    """stop after this many checkpoints in a row that could not be written (exit code 74)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The run folder: what is written, when, and how a run goes on."""
 
@@ -177,3 +196,4 @@ class TrainConfig:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)

@@ -1,14 +1,21 @@
-"""What keeps a run safe from its surroundings: one owner per run folder, and an orderly stop on signals."""
+"""What keeps a run safe from its surroundings: one owner per run folder, an orderly stop on signals, patience with
+disks, and advice when memory runs out."""
 
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from hotplate.train.errors import InputError
+from hotplate.train.errors import InputError, StorageError
+
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # waiting mends none
 
 
 class RunLock:
@@ -53,3 +60,47 @@ class StopSignal:
         """Give the signals back to who handled them before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class Saves:
+    """Writes that may fail: transient errors are tried again, a failure is a warning, and too many in a row end the
+    run. Older checkpoints stay as they are either way."""
+
+    def __init__(self, attempts: int, failures: int, say: Callable[[str], None], pause: float = 1.0) -> None:
+        """`attempts` of one save with pauses of `pause`, twice that, ... seconds; `failures` in a row that end."""
+        self._attempts, self._failures, self._say, self._pause = max(1, attempts), max(1, failures), say, pause
+        self.failed = 0  # in a row
+
+    def save(self, what: str, folder: Path, needed: int, write: Callable[[], object]) -> bool:
+        """Whether `write` went through. StorageError when it is the last of too many failures in a row."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                write()
+            except OSError as error:
+                if attempt < self._attempts and error.errno not in LASTING:
+                    wait = self._pause * 2 ** (attempt - 1)
+                    self._say(f"warning: {what} not saved: {error}; trying again in {wait:g} s")
+                    time.sleep(wait)
+                    continue
+                self._give_up(what, folder, needed, error)
+                return False
+            self.failed = 0
+            return True
+        raise AssertionError("the last attempt either returns or raises")
+
+    def _give_up(self, what: str, folder: Path, needed: int, error: OSError) -> None:
+        self.failed += 1
+        room = f"it needs about {needed:,} bytes, {_free(folder):,} are free"
+        if self.failed >= self._failures:
+            raise StorageError(
+                f"{what} not saved: {error} ({room}); that were {self.failed} in a row: make room or mend the disk of "
+                f"{folder}, then go on from the last checkpoint with --run.resume auto"
+            ) from error
+        self._say(f"warning: {what} not saved: {error} ({room}); older checkpoints are intact, training goes on")
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or would be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

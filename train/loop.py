@@ -1,6 +1,7 @@
 """The training loop: batches in, updates, and at the moments the budget sets, reports, validations and checkpoints."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,8 +39,22 @@ class Progress:
     """Where a run stands: all that a checkpoint must bring back besides tensors of model and optimiser."""
 
     step: int = 0  # updates done
-    skipped: int = 0  # of these, not applied because their gradients were not finite
+    skipped: int = 0  # of these, not applied: their gradients were not finite, or the loss was a spike
     states: list[State | None] = field(default_factory=list)  # carried state per micro-batch of this rank
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """An update that was not like the others."""
+
+    step: int  # 0-based: what the batch was made from
+    skipped: bool
+    loss: float
+    norm: float
+
+    @property
+    def reason(self) -> str:
+        return "loss spike" if math.isfinite(self.loss) and math.isfinite(self.norm) else "not finite"
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Hooks:
     """What the loop asks for at its moments; each is a call of one line."""
 
     report: Callable[[dict[str, Any]], None]
+    odd: Callable[[Sequence[Oddity]], None]
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Progress], None]
 
@@ -58,7 +74,8 @@ class Meter:
         self.names = names  # of the objective's further sums
         # loss, targets, bytes, skipped updates, norm, and those sums
         self.sums = torch.zeros(5 + len(names), dtype=torch.float64, device=device)
-        self.streak = torch.zeros((), device=device)  # non-finite updates in a row
+        self.streak = torch.zeros((), device=device)  # skipped updates in a row
+        self.each: list[Tensor] = []  # fp32 [4] of every update: skipped, spike, loss, norm
         self.updates = 0
         self._began = time.monotonic()
 
@@ -75,7 +92,20 @@ class Meter:
         finite = torch.cat([torch.stack(kept), update.details]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self.sums += finite
         self.streak = (self.streak + 1) * update.skipped
+        self.each.append(torch.stack([update.skipped, update.spike.float(), update.loss, update.norm]))
         self.updates += 1
+
+    def odd(self, done: int) -> list[Oddity]:
+        """The updates since the last reading that were skipped or spikes, when `done` updates are done in all. The
+        same on every rank."""
+        rows = torch.stack(self.each).tolist()
+        first = done - len(rows)
+        self.each = []
+        return [
+            Oddity(first + index, bool(skipped), loss, norm)
+            for index, (skipped, spike, loss, norm) in enumerate(rows)
+            if skipped or spike
+        ]
 
     def read(self, ranks: Ranks) -> tuple[list[float], dict[str, float], float]:
         """([nats, targets, bytes, skipped updates, mean norm], further means, seconds) over all ranks since the last
@@ -130,6 +160,8 @@ def train(
             wait, waited = loader.wait_seconds - waited, loader.wait_seconds
             record = {**_record(course, progress, updates, sums, seconds, wait, lr, ranks, goodput), **means}
             streak = int(meter.streak.item())
+            if odd := meter.odd(progress.step):
+                hooks.odd(odd)
         if due(config.evaluation.every, progress.step, plan):
             with goodput.during("evaluate"), meter.paused():
                 record = {**(record or _position(progress, plan)), **hooks.validate()}
@@ -138,8 +170,9 @@ def train(
             if "loss" in record and streak >= config.optimizer.max_skipped > 0:
                 hooks.save(progress)
                 raise InputError(
-                    f"step {progress.step}: the last {streak} updates had non-finite gradients and were skipped; "
-                    "weights are as they were before; lower --optimizer.lr, raise the warm-up, or check the data"
+                    f"step {progress.step}: the last {streak} updates had non-finite gradients or losses that policy "
+                    "skips, and were skipped; weights are as they were before; lower --optimizer.lr, raise the "
+                    "warm-up, or check the data: their batches are in the run folder's skipped/"
                 )
         if due(config.run.checkpoint_every, progress.step, plan) or late or last or stopping:
             with goodput.during("save"), meter.paused():

@@ -64,17 +64,17 @@ class Optimizer:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, lr: float, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One update from gradients times `scale` (fp32 []), clipped to the configured norm.
 
         Returns (gradient norm before clipping, 1.0 if the update was skipped), both fp32 [] on the device. A
-        non-finite norm leaves weights and state untouched, bit for bit.
+        non-finite norm, or a true `veto` (bool []), leaves weights and state untouched, bit for bit.
         """
         gradients = [master.grad for master in self._masters.values() if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) * scale
         if self.config.clip > 0:
             scale = scale * (self.config.clip / norm).clamp(max=1.0)
-        skipped = (~norm.isfinite()).float()
+        skipped = (~norm.isfinite() if veto is None else ~norm.isfinite() | veto).float()
         self._step_adamw(lr, scale, skipped)
         self._step_muon(lr, scale, skipped)
         for name in self._muon:

@@ -3,7 +3,7 @@
 import resource
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -113,6 +113,19 @@ def memory(config: TrainConfig, costs: Cost, precision: Precision, layout: Layou
         optimizer=costs.parameters * (8 + master),
         activations=tokens * element * (model.layers * per_layer + 4 * model.width),
     )
+
+
+def out_of_memory(why: str, config: TrainConfig, model: ModelConfig, precision: Precision, layout: Layout) -> str:
+    """What to say when the device's memory is full: what takes how much, and the next smaller micro-batch."""
+    use = memory(replace(config, model=model), cost(model, config.data.window), precision, layout)
+    parts = ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in vars(use).items())
+    smaller = [n for n in range(1, layout.micro_rows) if len(layout.rows) % n == 0]
+    advice = (
+        f"use --micro-batch {smaller[-1]} (now {layout.micro_rows}; the updates stay the same)"
+        if smaller
+        else "a micro-batch is one row already: use a shorter --data.window, a smaller model or more ranks"
+    )
+    return f"out of memory: {why}\n  estimated on a rank: {parts}\n  {advice}, or let --tune choose"
 
 
 def checkpoint_bytes(costs: Cost, precision: Precision) -> int:

@@ -21,7 +21,7 @@ STRUCTURAL = (
     "preference.",
     "run.start",
 )
-COURSE = ("budget", "tokens_per_second", "reference", "precision", "optimizer.", "schedule.")
+COURSE = ("budget", "tokens_per_second", "reference", "precision", "optimizer.", "schedule.", "guard.spike")
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

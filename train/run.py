@@ -18,11 +18,13 @@ from hotplate.train.ranks import Ranks, start
 from hotplate.train.session import Session
 from hotplate.train.step import Precision, resolve_precision
 from hotplate.train.tune import tuned
+from hotplate.train.watchdog import Watchdog, account
 
 
-def run(config: TrainConfig, preset: str) -> int:
-    """Train; 0 when done or stopped by a signal. InputError for what the user can mend."""
-    goodput = Goodput()
+def run(config: TrainConfig, preset: str, goodput: Goodput | None = None) -> int:
+    """Train; 0 when done or stopped by a signal. InputError for what the user can mend. `goodput`: a meter that runs
+    already."""
+    goodput = goodput or Goodput()
     ranks = start(config)
     try:
         if config.tune:
@@ -55,9 +57,11 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
                 plan = plan_run(config, ranks, precision, layout)
         else:
             plan = _resumed_plan(saved, config, dataset, ranks, precision, layout)
-            goodput.add(saved.trainer["paid_seconds"])
-        session = Session(config, preset, ranks, precision, layout, plan, dataset, folder, goodput)
-        return session.train(sources, saved)
+        if config.run.resume == "auto":
+            account(folder, {} if saved is None else saved.trainer["paid_seconds"], goodput)
+        with Watchdog(folder, ranks, goodput, config.guard.hang_seconds, console.complain) as watchdog:
+            session = Session(config, preset, ranks, precision, layout, plan, dataset, folder, goodput)
+            return session.train(sources, saved, watchdog)
     finally:
         if lock is not None:
             lock.release()

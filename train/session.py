@@ -25,22 +25,27 @@ from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.loader import Loader
 from hotplate.train.data.pairs import PairSource
 from hotplate.train.environment import environment
+from hotplate.train.errors import InputError
 from hotplate.train.evaluate.perplexity import evaluate_split
 from hotplate.train.growing import Part, grow_all, grown_model, growth_factors, parts
-from hotplate.train.guard import StopSignal
+from hotplate.train.guard import Saves, StopSignal
 from hotplate.train.inputs import Source, describe_data, load_start
-from hotplate.train.loop import Course, Hooks, Progress, train
+from hotplate.train.loop import Course, Hooks, Oddity, Progress, train
+from hotplate.train.oddities import keep_batch
 from hotplate.train.optimizer import Optimizer
-from hotplate.train.plan import Layout, describe
+from hotplate.train.plan import Layout, describe, out_of_memory
 from hotplate.train.preference import PreferenceLoss
 from hotplate.train.ranks import Ranks
 from hotplate.train.reference import REFERENCE, load_reference, reference_scores, save_reference
 from hotplate.train.schedule import factor, factor_after_growth
 from hotplate.train.settings import to_table
 from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
+from hotplate.train.spikes import LossWatch
 from hotplate.train.step import Precision, Step
 from hotplate.train.summary import finish
+from hotplate.train.watchdog import Watchdog
 
+WATCH = "watch.loss"  # the loss statistics in a checkpoint's state
 PREEMPTED = "preempted.json"  # in the run folder after an orderly stop on a signal
 
 
@@ -69,6 +74,9 @@ class Session:
         )
         self.parts = parts(config.growth, plan)
         self.records = Sinks([], console.complain)
+        guard = config.guard
+        self.watch = LossWatch(guard.spike, guard.spike_sigmas, guard.spike_window, ranks.device)
+        self.saves = Saves(guard.save_attempts, guard.save_failures, console.complain)
         torch.manual_seed(config.seed)
         self._build(config.model)
 
@@ -78,9 +86,10 @@ class Session:
         self.model = LanguageModel.build(model, self.config.seed, self.ranks.device, dtype)
         self.optimizer = Optimizer(self.model, self.config.optimizer)
 
-    def train(self, sources: Sequence[Source], saved: Checkpoint | None) -> int:
+    def train(self, sources: Sequence[Source], saved: Checkpoint | None, watchdog: Watchdog) -> int:
         """From the start or from `saved` to the end of the budget, or to a signal."""
         progress = self._restore(saved)
+        watchdog.follow(progress)
         stop = StopSignal()
         if self.ranks.main:
             self._open_folder(saved, sources[0])
@@ -116,7 +125,7 @@ class Session:
         if isinstance(source, PairSource):
             targets = max(1, round(len(source.pairs) * source.rows / source.plan_rows))
             objective = PreferenceLoss(config.preference)
-        step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, targets, objective)
+        step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, targets, objective, self.watch)
         course = Course(
             config=config,
             plan=plan,
@@ -125,7 +134,12 @@ class Session:
             until=part.until,
             rate=self._grown_rate if part.grown else self._rate,
         )
-        hooks = Hooks(report=self._report, validate=self._validate, save=self._save)
+        hooks = Hooks(
+            report=self._report,
+            odd=lambda found: self._keep_odd(found, source),
+            validate=self._validate,
+            save=self._save,
+        )
         loader = Loader(
             source,
             rows=self.layout.rows,
@@ -133,8 +147,12 @@ class Session:
             device=ranks.device,
             start_step=progress.step,
         )
-        with loader:
-            return train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
+        try:
+            with loader:
+                return train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
+        except torch.OutOfMemoryError as error:
+            why = str(error).splitlines()[0]
+            raise InputError(out_of_memory(why, config, self.model.config, self.precision, self.layout)) from error
 
     def _reference(self, source: PairSource) -> np.ndarray:
         """Scores of every pair under the model that the run started from: computed once, kept in the run folder."""
@@ -214,6 +232,8 @@ class Session:
         self.model.load_state_dict(saved.model)
         self.optimizer.load_state_dict(saved.optimizer)
         checkpoint.restore_random_state(saved.state, self.ranks.device)
+        if WATCH in saved.state:
+            self.watch.load(saved.state[WATCH])
         progress.step, progress.skipped = int(saved.trainer["step"]), int(saved.trainer["skipped"])
         rows = {name[4:]: x.to(self.ranks.device) for name, x in saved.state.items() if name.startswith("row.")}
         if rows:
@@ -226,6 +246,7 @@ class Session:
     def _save(self, progress: Progress) -> None:
         """A checkpoint of everything; a full disk is reported and training goes on with the older ones."""
         state: dict[str, Tensor] = checkpoint.random_state(self.ranks.device)
+        state[WATCH] = self.watch.statistics
         if all(part is not None for part in progress.states):
             mine = State.concatenate([part for part in progress.states if part is not None])
             state |= {f"row.{name}": self.ranks.gather_rows(x) for name, x in mine.to_dict().items()}
@@ -237,6 +258,7 @@ class Session:
             "skipped": progress.skipped,
             "plan": dataclasses.asdict(self.plan),
             "paid_seconds": self.goodput.snapshot(),
+            "down_seconds": self.goodput.down,
             "config": to_table(self.config),
             "model": to_table(self.model.config),
             "data": self.dataset.fingerprint,
@@ -247,11 +269,21 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "state": state,
         }
-        try:
-            checkpoint.save(self.folder / "checkpoints", progress.step, tensors, trainer)
-            checkpoint.prune(self.folder / "checkpoints", self.config.run.keep)
-        except OSError as error:
-            console.complain(f"warning: checkpoint of step {progress.step} not saved: {error}; older ones are intact")
+        folder = self.folder / "checkpoints"
+        size = sum(x.nbytes for part in tensors.values() for x in part.values())
+
+        def write() -> None:
+            checkpoint.save(folder, progress.step, tensors, trainer)
+            checkpoint.prune(folder, self.config.run.keep)
+
+        self.saves.save(f"checkpoint of step {progress.step}", folder, size, write)
+
+    def _keep_odd(self, found: Sequence[Oddity], source: Source) -> None:
+        """Say which updates were odd and keep their batches."""
+        if not self.ranks.main:
+            return
+        for oddity in found:
+            console.complain(keep_batch(self.folder, oddity, source, self.config.batch))
 
     def _validate(self) -> Mapping[str, float]:
         """The main rank's measures, on every rank: the others wait, and compute none of them again."""

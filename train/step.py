@@ -14,6 +14,7 @@ from hotplate.model.state import State
 from hotplate.train.config import TrainConfig
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
+from hotplate.train.spikes import LossWatch
 
 Precision = Literal["fp32", "bf16-autocast", "bf16"]
 
@@ -34,13 +35,15 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 
 @dataclass(frozen=True)
 class Update:
-    """What an update was, as fp32 scalars on the device, summed over this rank's micro-batches only."""
+    """What an update was, as scalars on the device (fp32 where not said), sums over this rank's micro-batches only."""
 
     loss_sum: Tensor  # nats, or what the objective makes of them
     weight_sum: Tensor  # targets, or what the objective counts
     byte_sum: Tensor  # UTF-8 bytes of the scored targets
     norm: Tensor  # gradient norm over all ranks, before clipping
-    skipped: Tensor  # 1.0 when the gradients were not finite and nothing was changed
+    skipped: Tensor  # 1.0 when nothing was changed: the loss or the gradients were not finite, or policy skips a spike
+    spike: Tensor  # bool: the loss was far above its recent mean
+    loss: Tensor  # mean over all ranks
     details: Tensor  # sums of what the objective names, fp32 [K]
 
 
@@ -75,14 +78,17 @@ class Step:
         precision: Precision,
         targets: int,
         objective: Objective | None = None,
+        watch: LossWatch | None = None,
     ) -> None:
-        """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile."""
+        """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile.
+        `watch` judges every loss; without one only the gradients' norm decides whether an update is applied."""
         self.objective = NextToken() if objective is None else objective
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
         self.precision = precision
         self.targets = targets
+        self.watch = watch
 
     def __call__(
         self, batches: Sequence[Batch], states: list[State | None], lr: float
@@ -102,10 +108,13 @@ class Step:
             counted = torch.stack([loss_sum.detach().float(), count.float(), byte_sum.float()])
             sums += torch.cat([counted, details.float()])
         # Data parallelism averages the ranks' gradients: times world is their sum.
-        weights = self.ranks.sum(sums[1].clone())
+        nats, weights = self.ranks.sum(sums[:2].clone()).unbind()
+        loss = nats / weights
+        verdict = None if self.watch is None else self.watch.judge(loss)
         scale = self.targets * self.ranks.world / weights
-        norm, skipped = self.optimizer.step(lr, scale)
-        return Update(sums[0], sums[1], sums[2], norm, skipped, sums[3:]), states
+        norm, skipped = self.optimizer.step(lr, scale, None if verdict is None else verdict.veto)
+        spike = torch.zeros_like(skipped, dtype=torch.bool) if verdict is None else verdict.spike
+        return Update(sums[0], sums[1], sums[2], norm, skipped, spike, loss, sums[3:]), states
 
     def _sync(self, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are exchanged once per update, in the last backward pass; narrow ones in every pass, since each

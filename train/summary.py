@@ -80,6 +80,7 @@ def _summary(
         "protocol_hours": plan.hours(plan.tokens),
         "paid_hours": sum(paid.values()) * ranks.world / 3600,
         "paid_seconds": paid,
+        "down_seconds": goodput.down,
         "goodput": paid.get("train", 0.0) / sum(paid.values()),
         "accelerators": ranks.world,
         "budget": config.budget,
@@ -124,6 +125,8 @@ def _show(summary: dict[str, Any], found: dict[str, Metrics], unigram: dict[str,
     spent += [
         [f"  {name}", console.duration(value), f"{value / sum(paid.values()):.1%}"] for name, value in paid.items()
     ]
+    if summary["down_seconds"] > 0:
+        spent += [["down (not paid)", console.duration(summary["down_seconds"]), ""]]
     console.table(
         f"budget {summary['budget']}: {summary['tokens']:,} tokens in {summary['steps']:,} steps",
         ["hours", "time", "share"],

@@ -22,12 +22,13 @@ def idle_threads_sleep() -> None:
 
 
 def guarded(main: Main, arguments: Sequence[str]) -> int:
-    """The command's exit code; a user's mistake is one message on the standard error and code 2."""
+    """The command's exit code; a user's mistake is one message on the standard error and
+    code 2 (74: the run folder cannot be written)."""
     try:
         return main(arguments)
     except InputError as error:
         complain(f"error: {error}")
-        return 2
+        return error.exit_code
     except BrokenPipeError:  # the reader of our output left: nothing to tell it, and nothing more to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

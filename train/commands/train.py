@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from hotplate.train import settings
+from hotplate.train.budget import Goodput
 from hotplate.train.console import say
 from hotplate.train.run import run
 
@@ -17,4 +18,4 @@ def main(arguments: Sequence[str]) -> int:
     preset, flags = settings.split_preset(arguments, DEFAULT)
     default = settings.load_preset(preset)
     config = settings.parse(default, flags, f"hotplate train {preset}")
-    return run(config, preset.rsplit("/", 1)[-1].removesuffix(".toml"))
+    return run(config, preset.rsplit("/", 1)[-1].removesuffix(".toml"), Goodput.of_process())
