@@ -1,8 +1,8 @@
 """Arithmetic in which every sum is computed in float64 and rounded once to the dtype that its operation declares.
 
-bf16 has 8 significant bits: products of two of them are exact in float64 and so, over sums of ordinary length and range,
-are their sums. Results then do not depend on the order or the number of terms, which is what differs between a model
-and its wider copy on kernels that add in float32.
+bf16 has 8 significant bits: products of two of them are exact in float64 and so, over sums of ordinary length and
+range, are their sums. Results then do not depend on the order or the number of terms, which is what differs between a
+model and its wider copy on kernels that add in float32.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`hotplate bench trained`: models with published weights, ours beside their own libraries', before and after growth."""
+"""`hotplate bench trained`: published weights in our models, beside their own libraries and after growth."""
 
 import json
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Published weights that ship inside packages: our models' results beside their own libraries', before and after growth."""
+"""Published weights that ship inside packages: our results beside their own libraries', and after growth."""

@@ -1,7 +1,8 @@
 """The character LSTM of the package textgenrnn 2.0.0 (MIT; trained on titles), on our kernels, and grown.
 
-Characters -> embedding E (100) -> LSTM (128) -> LSTM (128) -> average over the window, weighted by a softmax over steps,
-of [embedding, first h, second h] -> logits over 465 characters. Letters: N windows, T steps, E embedding, H state.
+Characters -> embedding E (100) -> LSTM (128) -> LSTM (128) -> average over the window, weighted by a softmax over
+steps, of [embedding, first h, second h] -> logits over 465 characters.
+Letters: N windows, T steps, V characters.
 """
 
 import io
@@ -94,7 +95,7 @@ class CharacterLSTM:
 
 
 def read(archive: Path) -> CharacterLSTM:
-    """Weights in float64 from the source package's archive, of which nothing is unpacked. InputError where it is another."""
+    """Weights in float64 from the source package's archive; nothing is unpacked. InputError where it is another."""
     try:
         import h5py
     except ImportError as error:
@@ -117,8 +118,8 @@ def _member(package: tarfile.TarFile, name: str) -> bytes:
 
 
 def _weights(file: Any) -> dict[str, Tensor]:
-    """cuDNN's layout: four gates (i, f, z, o) side by side, each a transposed matrix in a buffer of the other shape, and
-    two biases that are added."""
+    """cuDNN's layout: four gates (i, f, z, o) side by side, each a transposed matrix in a buffer of the other shape,
+    and two biases that are added."""
 
     def tensor(*path: str) -> Tensor:
         return torch.from_numpy(file["/".join(path)][()]).double()

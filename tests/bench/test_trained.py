@@ -1,4 +1,4 @@
-"""Published weights: the character LSTM keeps its function when it grows; archives that are something else are refused."""
+"""Published weights: the character LSTM keeps its function when it grows; other archives are refused."""
 
 import io
 import tarfile
