@@ -4,6 +4,7 @@ disks, and advice when memory runs out."""
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import IO
+
+import safetensors
 
 from hotplate.train.errors import InputError, StorageError
 
@@ -75,7 +78,7 @@ class Saves:
         """Whether `write` went through. StorageError when it is the last of too many failures in a row."""
         for attempt in range(1, self._attempts + 1):
             try:
-                write()
+                _as_os_error(write)
             except OSError as error:
                 if attempt < self._attempts and error.errno not in LASTING:
                     wait = self._pause * 2 ** (attempt - 1)
@@ -97,6 +100,15 @@ class Saves:
                 f"{folder}, then go on from the last checkpoint with --run.resume auto"
             ) from error
         self._say(f"warning: {what} not saved: {error} ({room}); older checkpoints are intact, training goes on")
+
+
+def _as_os_error(write: Callable[[], object]) -> None:
+    """`write`, with the errors of safetensors' own writer, which wrap the system's, as what they are."""
+    try:
+        write()
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _free(folder: Path) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
+from hotplate.train.rendezvous import join
 
 INIT_TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -89,7 +90,7 @@ def start(config: TrainConfig) -> Ranks:
         )
     if world > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=INIT_TIMEOUT)
+        join(backend, INIT_TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=INIT_TIMEOUT) if world > 1 and device.type == "cuda" else None
     return Ranks(rank, world, device, control)
 

@@ -186,8 +186,9 @@ class Watchdog:
         self._write()
         what = f"step {self.step + 1}, phase {self._goodput.phase[0]}"
         lines = [f"error: rank {self._rank} of {self._world} made no progress for {silent:.0f} s: {what}"]
-        self._collect()
-        if self._first():
+        first = self._first()
+        self._collect(first)
+        if first:
             for life in lives(self._folder):
                 lines.append(
                     f"rank {life.rank}: process {life.process} on {life.host}, step {life.step + 1}, "
@@ -198,9 +199,9 @@ class Watchdog:
         self._say("\n".join(lines))
         os._exit(HUNG)
 
-    def _collect(self) -> None:
+    def _collect(self, ask: bool) -> None:
         """Ask this host's ranks for their stacks, and wait until they had time to answer."""
-        for life in lives(self._folder):
+        for life in lives(self._folder) if ask else []:
             if life.here:
                 with contextlib.suppress(OSError):
                     os.kill(life.process, signal.SIGUSR2)

@@ -1,0 +1,153 @@
+"""Processes that start in milliseconds: a server has imported everything and forks one per request.
+
+Importing torch takes seconds, a killed run is started again a thousand times. The server itself runs no tensor
+operation, so that a fork inherits no thread. A child is a process like any other: its own id, signals, files, death.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 0.002
+LIMIT_SECONDS = 240.0
+
+
+class Child:
+    """A running command and what it prints."""
+
+    def __init__(self, nursery: "Nursery", process: int, output: Path) -> None:
+        self.process, self._nursery, self._output = process, nursery, output
+        self.code: int | None = None
+        self.began = time.monotonic()
+
+    @property
+    def text(self) -> str:
+        """Standard output and errors so far."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self.code is None:
+            self.code = self._nursery.ask({"poll": self.process})
+        return self.code
+
+    def wait(self, seconds: float = LIMIT_SECONDS) -> int:
+        """The exit code. TimeoutError, and a kill, when it takes longer."""
+        until = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                self.send(signal.SIGKILL)
+                raise TimeoutError(f"process {self.process} ran for more than {seconds} s:\n{self.text[-3000:]}")
+            time.sleep(POLL_SECONDS)
+        return code
+
+    def wait_for(self, words: str, seconds: float = LIMIT_SECONDS) -> None:
+        """Until it printed the words. RuntimeError when it ends before."""
+        until = time.monotonic() + seconds
+        while words not in self.text:
+            if self.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"process {self.process} never printed {words!r}:\n{self.text[-3000:]}")
+            time.sleep(POLL_SECONDS)
+
+    def send(self, number: int) -> None:
+        """A signal, unless it is over."""
+        if self.poll() is None:
+            os.kill(self.process, number)
+
+
+class Nursery:
+    """The server's client. Use as a context manager; outputs go into `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._count = folder, 0
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "hotplate.bench.faults.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """One request, one answer."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the nursery ended with code {self._server.wait()}")
+        return json.loads(answer)
+
+    def start(self, command: Sequence[str], faults: Sequence[str] = (), **environment: str) -> Child:
+        """`hotplate COMMAND ...` under the faults."""
+        self._count += 1
+        output = self._folder / f"{self._count:05d}.txt"
+        output.touch()
+        request = {"command": list(command), "faults": list(faults), "environment": environment, "output": str(output)}
+        return Child(self, self.ask(request), output)
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+
+def _born(request: dict[str, Any]) -> int:
+    """Fork a process that runs the request's command; its id."""
+    if process := os.fork():
+        return process
+    code = 70
+    try:
+        handle = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number in (1, 2):
+            os.dup2(handle, number)
+        os.close(0)
+        os.environ.update(request["environment"])
+        from hotplate.bench.faults import child
+
+        code = child.run(request["faults"], request["command"])
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _ended(process: int) -> int | None:
+    """The exit code of a child, None while it runs."""
+    found, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def serve() -> None:
+    """Answer requests until there are no more."""
+    import hotplate.bench.faults.child
+    import hotplate.train.commands.data
+    import hotplate.train.commands.train  # noqa: F401 - what children would import, once for all
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = _ended(request["poll"]) if "poll" in request else _born(request)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()
