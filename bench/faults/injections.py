@@ -77,7 +77,7 @@ def _at_step(step: str, rank: str, act: Callable[[], None]) -> None:
             act()
         return kept(self, *arguments, **named)
 
-    Step.__call__ = called  # type: ignore[method-assign]
+    Step.__call__ = called  # type: ignore[method-assign, assignment]
 
 
 def kill_at_step(step: str, rank: str = "0") -> None:
@@ -119,8 +119,8 @@ def _wrap_objective(steps: str, rank: str, change: Callable[[Any], Any]) -> None
         value, *rest = kept_loss(self, *arguments)
         return (change(value) if calls in chosen and _rank() == int(rank) else value, *rest)
 
-    Step.__call__ = called  # type: ignore[method-assign]
-    NextToken.__call__ = loss  # type: ignore[method-assign]
+    Step.__call__ = called  # type: ignore[method-assign, assignment]
+    NextToken.__call__ = loss  # type: ignore[method-assign, assignment]
 
 
 def scale_loss(steps: str, factor: str, rank: str = "0") -> None:
@@ -154,7 +154,7 @@ def signal_in_phase(phase: str, name: str, times: str = "1") -> None:
                     os.kill(os.getpid(), getattr(signal, name))
                     time.sleep(0.05)
 
-    Goodput.switch = switch  # type: ignore[method-assign]
+    Goodput.switch = switch  # type: ignore[method-assign, assignment]
 
 
 def break_loader(step: str) -> None:
@@ -168,7 +168,7 @@ def break_loader(step: str) -> None:
             raise RuntimeError("the disk of the data went away")
         return kept(self, number, rows)
 
-    PackedSource.batch = batch  # type: ignore[method-assign]
+    PackedSource.batch = batch  # type: ignore[method-assign, assignment]
 
 
 def jump_clock(seconds: str) -> None:
