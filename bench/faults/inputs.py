@@ -1,19 +1,18 @@
 """Data, configs, devices and files that are not what a run needs."""
 
+import hashlib
+import io
 import json
-import os
-import pickle
 import random
 import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from hotplate.bench.faults.arena import PACKED, Arena, checkpoints, ended, expect, expect_same, invented_text
 from hotplate.bench.faults.scenario import Scenario
+from hotplate.train import checkpoint
 from hotplate.train.data.prepare import PrepareConfig, prepare
 from hotplate.train.data.shards import HEADER
 
@@ -59,8 +58,6 @@ def foreign_ids(arena: Arena, times: int) -> str:
 
 def _resealed(own: Path, shard: Path) -> None:
     """Hashes and checksum as the changed body wants them: only the ids are wrong."""
-    import hashlib
-
     raw = shard.read_bytes()
     fields = list(HEADER.unpack(raw[: HEADER.size]))
     width, tokens = fields[2], fields[4]
@@ -174,14 +171,19 @@ def changed_config(arena: Arena, times: int) -> str:
     return "structural refused, course-changing refused without a flag, harmless allowed; a table of differences"
 
 
-class _Payload:
-    """What a malicious pickle is: loading it makes a file."""
-
-    def __init__(self, mark: str) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (self.mark,)
+def _payloads(mark: Path) -> list[bytes]:
+    """A pickle that makes a folder where it is loaded; the same inside a torch.save archive and a NumPy object array.
+    Written by hand: nothing in this repository pickles."""
+    plain = f"cos\nmkdir\n(V{mark}\ntR.".encode()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", plain)
+        file.writestr("archive/version", b"3\n")
+        file.writestr("archive/byteorder", b"little")
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    header += b" " * (64 - (10 + len(header) + 1) % 64) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + plain
+    return [plain, archive.getvalue(), array]
 
 
 def malicious(arena: Arena, times: int) -> str:
@@ -189,12 +191,7 @@ def malicious(arena: Arena, times: int) -> str:
     run = arena.place("run")
     arena.finish(run, 4, "--run.checkpoint-every=0.25", "--run.keep=3", tiny=PACKED)
     mark, tried = arena.folder / "executed", 0
-    torch_file, numpy_file = arena.place("payload.pt"), arena.place("payload.npy")
-    torch.save({"weights": _Payload(str(mark))}, torch_file)
-    np.save(numpy_file, np.array([_Payload(str(mark))], dtype=object), allow_pickle=True)
-    payloads = [pickle.dumps(_Payload(str(mark))), torch_file.read_bytes(), numpy_file.read_bytes()]
-    if mark.exists():
-        mark.rmdir()  # torch.save itself loads nothing; be sure
+    payloads = _payloads(mark)
     own, shard = _copy(arena)
     data = [path for path in own.iterdir() if path.is_file()]
     saved = [path for path in checkpoints(run)[-1].rglob("*") if path.is_file()]
@@ -233,6 +230,25 @@ def missing_device(arena: Arena, times: int) -> str:
     text = arena.finish(arena.place("run"), 4, "--device=cuda", tiny=[f for f in PACKED if "device" not in f], code=2)
     expect("no CUDA device" in text and "--device cpu" in text and "parameters" not in text, text)
     return text.strip().splitlines()[-1].removeprefix("error: ")
+
+
+def exported(arena: Arena, times: int) -> str:
+    """A decoder to the Hugging Face layout and back, compared weight by weight and by its loss on the test split."""
+    run, there, back = arena.place("run"), arena.place("there"), arena.place("back")
+    arena.finish(run, 6, tiny=["decoder-nano", *PACKED[1:]])
+    ended(arena.nursery.start(["hf", "export", str(run), "-o", str(there), "--family=llama"]))
+    ended(arena.nursery.start(["hf", "import", str(there), "-o", str(back)]))
+    before, after = checkpoint.find(run), checkpoint.find(back)
+    expect(before.model.keys() == after.model.keys(), f"names differ: {before.model.keys() ^ after.model.keys()}")
+    expect(all(x.equal(after.model[name]) for name, x in before.model.items()), "weights differ")
+    found = []
+    for folder in (run, back):
+        file = arena.place("loss.json")
+        data = [] if folder == run else ["--data", str(arena.data)]
+        ended(arena.nursery.start(["evaluate", str(folder), *data, "--window=16", "--documents", f"--json={file}"]))
+        found.append(json.loads(file.read_text())["sets"][0]["splits"]["test"]["nats"])
+    expect(found[0] == found[1], f"losses differ: {found}")
+    return f"{len(before.model)} tensors and the loss ({found[0]:.4f} nats) equal"
 
 
 SCENARIOS = [
@@ -308,5 +324,12 @@ SCENARIOS = [
         "--device cuda on a machine without one",
         "one line with cause and fix before the model is built",
         missing_device,
+    ),
+    Scenario(
+        "R32",
+        "export and import",
+        "a trained decoder to the Hugging Face layout and back",
+        "the same weights and the same loss, to the last bit",
+        exported,
     ),
 ]
