@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from hotplate.train import checkpoint
 from hotplate.train.sinks import read_records
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.listing(folder / "checkpoints")[-1] / "model.safetensors")
+    return dict(checkpoint.load(checkpoint.listing(folder / "checkpoints")[-1]).model)
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -1,48 +1,97 @@
-"""Checkpoints: a folder per step that is complete or not there at all.
+"""Checkpoints: a folder per step that is complete or not there at all, whoever wrote it and whoever reads it.
 
     checkpoints/step-00000120/
-        model.safetensors       weights
-        optimizer.safetensors   moments, master weights
-        state.safetensors       recurrent state of all rows, random generators
-        trainer.json            step, tokens, meters, plan, fingerprints, resolved config
-        manifest.json           bytes and sha256 of each file above: written last
+        model-00000.safetensors      weights, or rank 0's pieces of them
+        optimizer-00000.safetensors  moments, master weights
+        state-00000.safetensors      recurrent state by row, random generators
+        model-00001.safetensors ...  the same of rank 1
+        trainer.json                 step, tokens, meters, plan, fingerprints, resolved config
+        manifest.json                bytes and sha256 of each file, and where every tensor's pieces are: written last
 
-Files are written into a temporary folder, flushed to the disk, and renamed as one. A folder without a manifest, or
-whose files differ from it, is never loaded. Nothing is pickled.
+Ranks write their files into a temporary folder and flush them to the disk; the main rank adds the manifest and renames
+the folder. A folder without a manifest, or whose files differ from it, is never loaded. Tensors are put together from
+their pieces when they are read, so nothing depends on how many ranks there were, or on their engine. Nothing is
+pickled.
 """
 
-import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from hotplate.train import tensor_files
 from hotplate.train.errors import InputError
+from hotplate.train.manifest import PARTS, TRAINER, Entry, Manifest, Shard, file_name, read_json
+from hotplate.train.ranks import ALONE, Ranks
+from hotplate.train.tensor_files import Fact, Piece, Reader
 
 PREFIX = "step-"
 TEMPORARY = ".writing-"
+DAMAGED = ".damaged-"
 MANIFEST = "manifest.json"
-TENSOR_FILES = ("model", "optimizer", "state")
-MANIFEST_BYTES = 1 << 20  # a manifest is a page of text; more is not ours
+Parts = Mapping[str, Mapping[str, Piece]]  # by part, then by tensor
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of one part of a checkpoint, read when they are asked for. InputError for a file that is not what
+    the manifest says."""
+
+    def __init__(self, folder: Path, part: str, entries: Mapping[str, Entry]) -> None:
+        self.entries = entries
+        self._folder, self._part = folder, part
+        self._readers: dict[int, Reader] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        layout = self.entries[name].layout
+        return self.part(name, 0, math.prod(layout.shape)).view(layout.shape)
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor in row-major order."""
+        entry = self.entries[name]
+        found = torch.empty(max(0, stop - start), dtype=entry.layout.dtype)
+        for rank, begin, end in entry.spans():
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                piece = self._piece(name, entry, rank, end - begin)
+                found[low - start : high - start] = piece[low - begin : high - begin]
+        return found
+
+    def _piece(self, name: str, entry: Entry, rank: int, count: int) -> Tensor:
+        """The elements that `rank` wrote."""
+        whole = count == math.prod(entry.layout.shape)
+        layout = entry.layout if whole else tensor_files.Layout(entry.layout.dtype, (count,))
+        path = self._folder / file_name(self._part, rank)
+        try:
+            if rank not in self._readers:
+                self._readers[rank] = Reader(path)
+            return self._readers[rank].get(name, layout).reshape(-1)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: {error}; use another checkpoint") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete, verified checkpoint in memory."""
+    """A complete checkpoint."""
 
     path: Path
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    state: dict[str, Tensor]
+    model: Tensors
+    optimizer: Tensors
+    state: Tensors
     trainer: dict[str, Any]
+    manifest: Manifest
 
 
 def step_of(path: Path) -> int:
@@ -50,53 +99,81 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` belongs in a run's `checkpoints`."""
+    return folder / f"{PREFIX}{step:08d}"
+
+
 def listing(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
-    return sorted(found, key=step_of)
-
-
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], trainer: Mapping[str, Any]) -> Path:
-    """Commit one checkpoint and return its path; an existing one of the same step is kept as it is.
-
-    OSError (full disk, no permission) leaves the older checkpoints untouched and no temporary folder behind.
-    """
-    final = folder / f"{PREFIX}{step:08d}"
-    if not final.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        clean(folder)
-        write(final, tensors, trainer)
-    return final
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=step_of)
 
 
 def write(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], trainer: Mapping[str, Any]) -> None:
-    """The checkpoint folder `final`, which must not exist, complete or not at all. OSError as for `save`."""
+    """The checkpoint folder `final`, by this process alone: complete or not at all. OSError where that fails."""
+    parts = {part: {name: Piece.whole(x) for name, x in tensors[part].items()} for part in PARTS}
     temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        for name in TENSOR_FILES:
-            unshared = {key: value.detach().to("cpu").contiguous() for key, value in tensors[name].items()}
-            safetensors.torch.save_file(unshared, temporary / f"{name}.safetensors")
-        _write_json(temporary / "trainer.json", trainer)
-        files = sorted(path for path in temporary.iterdir())
-        _write_json(temporary / MANIFEST, {path.name: _fact(path) for path in files})
-        for path in temporary.iterdir():
-            _flush(path)
-        _flush(temporary)
-        temporary.rename(final)
-        _flush(final.parent)
+        commit(temporary, final, [write_shard(temporary, 0, parts)], trainer)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove the oldest checkpoints beyond `keep` (at least one stays). Renamed first, so that a kill half-way
-    leaves no folder that looks whole."""
-    for path in listing(folder)[: -max(1, keep)]:
-        doomed = path.with_name(f"{TEMPORARY}old-{path.name}")
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+def write_shard(temporary: Path, rank: int, parts: Parts) -> Shard:
+    """One rank's files, on the disk when this returns. OSError where that fails; then none of them is there."""
+    temporary.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Fact] = {}
+    for part, pieces in parts.items():
+        held = {name: piece for name, piece in pieces.items() if piece.data.numel()}
+        if not held:
+            continue
+        path, data = temporary / file_name(part, rank), {name: piece.data for name, piece in held.items()}
+        layouts = {name: piece.stored for name, piece in held.items()}
+        try:
+            files[path.name] = tensor_files.write(path, layouts, data.__getitem__)
+        except OSError:
+            for begun in (*files, path.name):
+                (temporary / begun).unlink(missing_ok=True)
+            raise
+    described = {
+        part: {
+            name: (tensor_files.Layout(piece.data.dtype, piece.shape), piece.start, piece.data.numel())
+            for name, piece in pieces.items()
+        }
+        for part, pieces in parts.items()
+    }
+    return Shard(files, described)
+
+
+def commit(temporary: Path, final: Path, shards: Sequence[Shard], trainer: Mapping[str, Any]) -> None:
+    """Make a checkpoint of what all ranks have written into `temporary`. OSError where that fails, or `final` exists:
+    a step's folder is never written twice."""
+    if final.exists():
+        raise FileExistsError(f"{final}: exists")
+    for begun in (TRAINER, MANIFEST):  # by an attempt before
+        (temporary / begun).unlink(missing_ok=True)
+    manifest = Manifest.join(shards, _write_json(temporary / TRAINER, trainer))
+    _write_json(temporary / MANIFEST, manifest.to_json())
+    _flush(temporary)
+    temporary.rename(final)
+    _flush(final.parent)
+
+
+def prune(folder: Path, keep: int, *, verify: bool = False) -> list[Path]:
+    """Remove the complete checkpoints older than the newest `keep` complete ones (at least one stays); their paths.
+
+    Complete means manifest and sizes, with `verify` also hashes. Renamed first, so that a kill half-way leaves no
+    folder that looks whole.
+    """
+    complete = [path for path in listing(folder) if problem(path, hashes=verify) is None]
+    doomed = complete[: -max(1, keep)]
+    for path in doomed:
+        aside = path.with_name(f"{TEMPORARY}old-{path.name}")
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    return doomed
 
 
 def clean(folder: Path) -> list[Path]:
@@ -107,34 +184,58 @@ def clean(folder: Path) -> list[Path]:
     return stale
 
 
-def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint. InputError names the file that is missing, short, foreign or changed."""
-    manifest_path = path / MANIFEST
-    manifest = _read_json(manifest_path)
-    wanted = {f"{name}.safetensors" for name in TENSOR_FILES} | {"trainer.json"}
-    if set(manifest) != wanted:
-        raise InputError(f"{manifest_path}: want entries {sorted(wanted)}, got {sorted(manifest)[:8]}")
-    for name, fact in manifest.items():
-        file = path / name
-        if file.is_symlink() or not file.is_file():
-            raise InputError(f"{file}: missing, or not a regular file; the checkpoint is incomplete, use an older one")
-        if (found := _fact(file)) != fact:
-            raise InputError(
-                f"{file}: damaged: the manifest says {fact}, the file has {found}; use an older checkpoint"
-            )
-    parts = {name: _load_tensors(path / f"{name}.safetensors") for name in TENSOR_FILES}
-    return Checkpoint(path, parts["model"], parts["optimizer"], parts["state"], _read_json(path / "trainer.json"))
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that its step can be saved again; where it is now."""
+    number = 0
+    while (aside := path.with_name(f"{DAMAGED}{path.name}-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def problem(path: Path, rank: int = 0, world: int = 1, *, hashes: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None. Of the hashes, which take long, every `world`-th is computed."""
+    try:
+        manifest = _manifest(path)
+        for number, (name, want) in enumerate(sorted(manifest.files.items())):
+            file = path / name
+            if file.is_symlink() or not file.is_file():
+                return f"{file}: missing, or not a regular file; the checkpoint is incomplete, use an older one"
+            hashed = hashes and number % world == rank
+            found = tensor_files.fact(file) if hashed else Fact(file.stat().st_size, want.sha256)
+            if found != want:
+                facts = f"the manifest says {asdict(want)}, the file has {asdict(found)}"
+                return f"{file}: damaged: {facts}; use an older checkpoint"
+        _read(path / TRAINER)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path}: {error}"
+    return None
+
+
+def load(path: Path, *, verify: bool = True) -> Checkpoint:
+    """The checkpoint in `path`. InputError names the file that is missing, short, foreign or changed; without
+    `verify` only what is wrong with the manifest."""
+    if verify and (wrong := problem(path)) is not None:
+        raise InputError(wrong)
+    manifest = _manifest(path)
+    model, optimizer, state = (Tensors(path, part, manifest.tensors[part]) for part in PARTS)
+    return Checkpoint(path, model, optimizer, state, _read(path / TRAINER), manifest)
+
+
+def newest(folder: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones. InputError when there are
-    checkpoints and none verifies: starting over would bury them."""
+    checkpoints and none verifies: starting over would bury them. Ranks hash the files together."""
     problems: list[str] = []
-    for path in reversed(listing(folder)):
-        try:
-            return load(path), problems
-        except InputError as error:
-            problems.append(str(error))
+    names = ranks.share([path.name for path in listing(folder)] if ranks.main else None)
+    assert isinstance(names, list)
+    for name in reversed(names):
+        path = folder / str(name)
+        found = [wrong for wrong in ranks.gather(problem(path, ranks.rank, ranks.world)) if wrong is not None]
+        if not found:
+            return load(path, verify=False), problems
+        problems.append(str(found[0]))
     if problems:
         raise InputError("no checkpoint can be read:\n  " + "\n  ".join(problems))
     return None, problems
@@ -152,35 +253,28 @@ def find(path: Path) -> Checkpoint:
     return found
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _manifest(path: Path) -> Manifest:
     try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a safetensors file: {error}") from error
+        return Manifest.from_json(_read(path / MANIFEST))
+    except ValueError as error:
+        raise InputError(f"{path / MANIFEST}: {error}; use another checkpoint") from error
 
 
-def _fact(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            text = file.read(MANIFEST_BYTES + 1)
-        value = json.loads(text)
+        return read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: missing; the checkpoint is incomplete, use an older one") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if len(text) > MANIFEST_BYTES or not isinstance(value, dict):
-        raise InputError(f"{path}: not a checkpoint's JSON")
-    return value
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> Fact:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(value, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return tensor_files.fact(path)
 
 
 def _flush(path: Path) -> None:

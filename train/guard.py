@@ -4,7 +4,6 @@ disks, and advice when memory runs out."""
 import errno
 import fcntl
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,13 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import IO
-
-import safetensors
+from typing import IO, TypeVar
 
 from hotplate.train.errors import InputError, StorageError
 
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # waiting mends none
+
+Result = TypeVar("Result")
 
 
 class RunLock:
@@ -71,44 +70,36 @@ class Saves:
 
     def __init__(self, attempts: int, failures: int, say: Callable[[str], None], pause: float = 1.0) -> None:
         """`attempts` of one save with pauses of `pause`, twice that, ... seconds; `failures` in a row that end."""
-        self._attempts, self._failures, self._say, self._pause = max(1, attempts), max(1, failures), say, pause
+        self._attempts, self._failures, self.say, self._pause = max(1, attempts), max(1, failures), say, pause
         self.failed = 0  # in a row
 
-    def save(self, what: str, folder: Path, needed: int, write: Callable[[], object]) -> bool:
-        """Whether `write` went through. StorageError when it is the last of too many failures in a row."""
+    def attempt(self, what: str, write: Callable[[], Result]) -> tuple[Result | None, str | None]:
+        """What `write` gives, or why it went wrong every time. After an error it must be able to begin again."""
         for attempt in range(1, self._attempts + 1):
             try:
-                _as_os_error(write)
+                return write(), None
             except OSError as error:
-                if attempt < self._attempts and error.errno not in LASTING:
-                    wait = self._pause * 2 ** (attempt - 1)
-                    self._say(f"warning: {what} not saved: {error}; trying again in {wait:g} s")
-                    time.sleep(wait)
-                    continue
-                self._give_up(what, folder, needed, error)
-                return False
-            self.failed = 0
-            return True
+                if attempt == self._attempts or error.errno in LASTING:
+                    return None, str(error)
+                wait = self._pause * 2 ** (attempt - 1)
+                self.say(f"warning: {what} not saved: {error}; trying again in {wait:g} s")
+                time.sleep(wait)
         raise AssertionError("the last attempt either returns or raises")
 
-    def _give_up(self, what: str, folder: Path, needed: int, error: OSError) -> None:
+    def count(self, what: str, folder: Path, needed: int, error: str | None) -> str | None:
+        """What to say about a save that is over, if anything. StorageError when it is the last of too many failures in
+        a row."""
+        if error is None:
+            self.failed = 0
+            return None
         self.failed += 1
         room = f"it needs about {needed:,} bytes, {_free(folder):,} are free"
         if self.failed >= self._failures:
             raise StorageError(
                 f"{what} not saved: {error} ({room}); that were {self.failed} in a row: make room or mend the disk of "
                 f"{folder}, then go on from the last checkpoint with --run.resume auto"
-            ) from error
-        self._say(f"warning: {what} not saved: {error} ({room}); older checkpoints are intact, training goes on")
-
-
-def _as_os_error(write: Callable[[], object]) -> None:
-    """`write`, with the errors of safetensors' own writer, which wrap the system's, as what they are."""
-    try:
-        write()
-    except safetensors.SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+            )
+        return f"warning: {what} not saved: {error} ({room}); older checkpoints are intact, training goes on"
 
 
 def _free(folder: Path) -> int:

@@ -1,8 +1,10 @@
 """Processes of one run: who this one is, where it computes, and the few things ranks say to each other."""
 
 import datetime
+import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,7 @@ from hotplate.train.errors import InputError
 from hotplate.train.rendezvous import join
 
 INIT_TIMEOUT = datetime.timedelta(minutes=10)
+SAVING_TIMEOUT = datetime.timedelta(hours=2)  # one rank's disk may be much slower than another's
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Ranks:
     world: int
     device: torch.device
     control: dist.ProcessGroup | None = None  # between CPUs: asking it never waits for a GPU
+    background: dist.ProcessGroup | None = None  # between the threads that write checkpoints
 
     @property
     def main(self) -> bool:
@@ -43,21 +47,45 @@ class Ranks:
         dist.all_reduce(votes, group=self.control)
         return [bool(vote) for vote in votes.tolist()]
 
-    def share(self, value: object) -> object:
+    def share(self, value: object, *, background: bool = False) -> Any:
         """The main rank's JSON-like value, on every rank."""
         if self.world == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        group = self.background if background else self.control
+        data = _encoded(value)
+        size = torch.tensor(len(data))
+        dist.broadcast(size, src=0, group=group)
+        if not self.main:
+            data = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(data, src=0, group=group)
+        return _decoded(data)
 
-    def gather_rows(self, tensor: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, on every rank."""
+    def gather(self, value: object) -> list[Any]:
+        """The JSON-like values of all ranks, in rank order, on every rank."""
         if self.world == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+            return [value]
+        data = _encoded(value)
+        sizes = self._sizes(data, self.control)
+        padded = torch.nn.functional.pad(data, (0, max(sizes) - len(data)))
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.control)
+        return [_decoded(part[:size]) for part, size in zip(parts, sizes, strict=True)]
+
+    def collect(self, value: object) -> list[Any]:
+        """The JSON-like values of all ranks' background threads, in rank order, on the main rank's; else nothing."""
+        if self.world == 1:
+            return [value]
+        data = _encoded(value)
+        sizes = self._sizes(data, self.background)
+        padded = torch.nn.functional.pad(data, (0, max(sizes) - len(data)))
+        parts = [torch.empty_like(padded) for _ in sizes] if self.main else None
+        dist.gather(padded, parts, dst=0, group=self.background)
+        return [_decoded(part[:size]) for part, size in zip(parts or [], sizes if parts else [], strict=True)]
+
+    def _sizes(self, data: Tensor, group: dist.ProcessGroup | None) -> list[int]:
+        sizes = [torch.zeros((), dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor(len(data)), group=group)
+        return [int(size) for size in sizes]
 
     def barrier(self) -> None:
         if self.world > 1:
@@ -73,6 +101,9 @@ class Ranks:
     def close(self) -> None:
         if self.world > 1:
             dist.destroy_process_group()
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def start(config: TrainConfig) -> Ranks:
@@ -92,7 +123,8 @@ def start(config: TrainConfig) -> Ranks:
         backend = "nccl" if device.type == "cuda" else "gloo"
         join(backend, INIT_TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=INIT_TIMEOUT) if world > 1 and device.type == "cuda" else None
-    return Ranks(rank, world, device, control)
+    background = dist.new_group(backend="gloo", timeout=SAVING_TIMEOUT) if world > 1 else None
+    return Ranks(rank, world, device, control, background)
 
 
 def _device(config: TrainConfig, local: int) -> torch.device:
@@ -108,3 +140,12 @@ def _device(config: TrainConfig, local: int) -> torch.device:
         raise InputError(f"torchrun: local rank {local} but {found} CUDA devices; lower --nproc-per-node")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def _encoded(value: object) -> Tensor:
+    """A JSON-like value as bytes in a tensor: what ranks tell each other is not pickled."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decoded(data: Tensor) -> Any:
+    return json.loads(data.numpy().tobytes())

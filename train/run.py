@@ -70,18 +70,22 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
 def _find_checkpoint(config: TrainConfig, folder: Path, ranks: Ranks) -> Checkpoint | None:
     """The checkpoint to go on from. InputError when there is one and the config does not say to resume."""
     checkpoints = folder / "checkpoints"
+    if ranks.main and (stale := checkpoint.clean(checkpoints)):
+        console.say(f"removed {len(stale)} half-written checkpoints: {', '.join(path.name for path in stale)}")
+    ranks.barrier()
     if config.run.resume == "no":
         if checkpoint.listing(checkpoints):
             raise InputError(
                 f"{folder}: holds a run already; go on with --run.resume auto, or choose another --run.folder"
             )
         return None
-    if ranks.main and (stale := checkpoint.clean(checkpoints)):
-        console.say(f"removed {len(stale)} half-written checkpoints: {', '.join(path.name for path in stale)}")
-    ranks.barrier()
-    found, problems = checkpoint.newest(checkpoints)
-    for problem in problems if ranks.main else []:
-        console.complain(f"warning: {problem}")
+    found, problems = checkpoint.newest(checkpoints, ranks)
+    for wrong in problems if ranks.main else []:
+        console.complain(f"warning: {wrong}")
+    if ranks.main and found is not None:
+        for path in checkpoint.listing(checkpoints):
+            if checkpoint.step_of(path) > checkpoint.step_of(found.path):
+                console.complain(f"warning: {path} is set aside as {checkpoint.set_aside(path).name}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ from hotplate.train.plan import Layout, describe, out_of_memory
 from hotplate.train.preference import PreferenceLoss
 from hotplate.train.ranks import Ranks
 from hotplate.train.reference import REFERENCE, load_reference, reference_scores, save_reference
+from hotplate.train.saving import Saver, shared_out
 from hotplate.train.schedule import factor, factor_after_growth
 from hotplate.train.settings import to_table
 from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
 from hotplate.train.spikes import LossWatch
 from hotplate.train.step import Precision, Step
 from hotplate.train.summary import finish
+from hotplate.train.tensor_files import Piece
 from hotplate.train.watchdog import Watchdog
 
 WATCH = "watch.loss"  # the loss statistics in a checkpoint's state
@@ -76,7 +79,8 @@ class Session:
         self.records = Sinks([], console.complain)
         guard = config.guard
         self.watch = LossWatch(guard.spike, guard.spike_sigmas, guard.spike_window, ranks.device)
-        self.saves = Saves(guard.save_attempts, guard.save_failures, console.complain)
+        saves = Saves(guard.save_attempts, guard.save_failures, console.complain)
+        self.saver = Saver(folder / "checkpoints", config.run.keep, ranks, saves)
         torch.manual_seed(config.seed)
         self._build(config.model)
 
@@ -101,6 +105,8 @@ class Session:
             for part in self.parts:
                 if done and progress.step < part.until:
                     done = self._train_part(part, sources[part.source], progress, stop)
+            with self.goodput.during("save"):
+                self.saver.wait()
             if done:
                 finish(self.model, self.dataset, self.config, self.plan, self.ranks, self.goodput, self.folder)
             elif self.ranks.main:
@@ -113,6 +119,7 @@ class Session:
         finally:
             stop.restore()
             self.records.close()
+            self.saver.wait()
         return 0
 
     def _train_part(self, part: Part, source: Source, progress: Progress, stop: StopSignal) -> bool:
@@ -229,29 +236,41 @@ class Session:
             return progress
         if self.plan.grows_after is not None and int(saved.trainer["step"]) > self.plan.grows_after:
             self._build(grown_model(self.config))
-        self.model.load_state_dict(saved.model)
+        self.model.load_state_dict(dict(saved.model))
         self.optimizer.load_state_dict(saved.optimizer)
         checkpoint.restore_random_state(saved.state, self.ranks.device)
         if WATCH in saved.state:
             self.watch.load(saved.state[WATCH])
         progress.step, progress.skipped = int(saved.trainer["step"]), int(saved.trainer["skipped"])
-        rows = {name[4:]: x.to(self.ranks.device) for name, x in saved.state.items() if name.startswith("row.")}
-        if rows:
-            carried, size = State.from_dict(rows, self.model.config.layers), self.layout.micro_rows
-            starts = range(self.layout.rows.start, self.layout.rows.stop, size)
-            picks = [torch.arange(start, start + size, device=self.ranks.device) for start in starts]
-            progress.states = [carried.select(pick) for pick in picks]
+        if carried := self._carried(saved):
+            progress.states = carried
         return progress
 
+    def _carried(self, saved: Checkpoint) -> list[State | None]:
+        """The state of this rank's rows, by micro-batch; empty when the model carries none."""
+        mine, device = self.layout.rows, self.ranks.device
+        rows = {}
+        for name, entry in saved.state.entries.items():
+            if name.startswith("row."):
+                size = math.prod(entry.layout.shape[1:])
+                found = saved.state.part(name, mine.start * size, mine.stop * size)
+                rows[name[4:]] = found.view(len(mine), *entry.layout.shape[1:]).to(device)
+        if not rows:
+            return []
+        carried, size = State.from_dict(rows, self.model.config.layers), self.layout.micro_rows
+        return [carried.select(torch.arange(i, i + size, device=device)) for i in range(0, len(mine), size)]
+
     def _save(self, progress: Progress) -> None:
-        """A checkpoint of everything; a full disk is reported and training goes on with the older ones."""
-        state: dict[str, Tensor] = checkpoint.random_state(self.ranks.device)
-        state[WATCH] = self.watch.statistics
+        """Begin to write a checkpoint of everything; what fails is reported, and training goes on with older ones."""
+        state: dict[str, Piece] = {}
+        if self.ranks.main:
+            alike = {**checkpoint.random_state(self.ranks.device), WATCH: self.watch.statistics}
+            state = {name: Piece.whole(x) for name, x in alike.items()}
         if all(part is not None for part in progress.states):
             mine = State.concatenate([part for part in progress.states if part is not None])
-            state |= {f"row.{name}": self.ranks.gather_rows(x) for name, x in mine.to_dict().items()}
-        if not self.ranks.main:
-            return
+            for name, x in mine.to_dict().items():
+                start = self.layout.rows.start * math.prod(x.shape[1:])
+                state[f"row.{name}"] = Piece(x, (self.config.batch, *x.shape[1:]), start)
         trainer = {
             "step": progress.step,
             "tokens": progress.step * self.plan.tokens_per_step,
@@ -264,19 +283,12 @@ class Session:
             "data": self.dataset.fingerprint,
             "tokenizer": self.dataset.tokenizer.fingerprint,
         }
-        tensors: Mapping[str, Mapping[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+        parts = {
+            "model": shared_out(self.model.state_dict(), self.ranks),
+            "optimizer": shared_out(self.optimizer.state_dict(), self.ranks),
             "state": state,
         }
-        folder = self.folder / "checkpoints"
-        size = sum(x.nbytes for part in tensors.values() for x in part.values())
-
-        def write() -> None:
-            checkpoint.save(folder, progress.step, tensors, trainer)
-            checkpoint.prune(folder, self.config.run.keep)
-
-        self.saves.save(f"checkpoint of step {progress.step}", folder, size, write)
+        self.saver.save(progress.step, parts, trainer)
 
     def _keep_odd(self, found: Sequence[Oddity], source: Source) -> None:
         """Say which updates were odd and keep their batches."""

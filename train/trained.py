@@ -42,7 +42,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     config = replace(config, model=merge(ModelConfig(), facts["model"], f"{path}: trainer.json: model"))
     model = LanguageModel.build(config.model, seed=0)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit the config saved with them: {error}") from error
     return Trained(model.to(device), config, int(facts["step"]), facts["tokenizer"])

@@ -205,14 +205,14 @@ def test_a_damaged_checkpoint_falls_back_and_a_damaged_run_stops(own: Path, refu
     flags += ["--budget=4steps", "--run.checkpoint-every=0.5"]
     assert train.main(flags) == 0
     first, last = checkpoint.listing(tmp_path / "run" / "checkpoints")
-    (last / "model.safetensors").write_bytes(b"short")
+    (last / "model-00000.safetensors").write_bytes(b"short")
     assert train.main([*flags, "--run.resume=auto"]) == 0
     captured = capsys.readouterr()
-    assert "model.safetensors: damaged" in captured.err and "at step 2" in captured.out
+    assert "model-00000.safetensors: damaged" in captured.err and "at step 2" in captured.out
     for path in (first, last):
-        (path / "optimizer.safetensors").unlink()
+        (path / "optimizer-00000.safetensors").unlink()
     message = refused(train, *flags, "--run.resume=auto")
-    assert "no checkpoint can be read" in message and "optimizer.safetensors" in message
+    assert "no checkpoint can be read" in message and "optimizer-00000.safetensors" in message
 
 
 def test_a_sink_whose_package_is_missing(own: Path, refuse_training, monkeypatch) -> None:

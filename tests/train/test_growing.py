@@ -131,7 +131,7 @@ def test_bad_growth_is_one_clear_error_and_writes_nothing(train_tiny, tmp_path: 
     assert guarded(grow, [str(small), "--width=2"]) == 2 and "give -o FOLDER" in capsys.readouterr().err
     assert guarded(grow, [str(tmp_path / "none"), "--width=2", "-o", str(new)]) == 2
     assert "no such run" in capsys.readouterr().err
-    weights = last(small) / "model.safetensors"
+    weights = last(small) / "model-00000.safetensors"
     weights.write_bytes(b"\x80\x04" + weights.read_bytes()[2:])  # a pickle's first bytes
     assert guarded(grow, [str(last(small)), "--width=2", "-o", str(new)]) == 2
     assert "damaged" in capsys.readouterr().err and not new.exists()

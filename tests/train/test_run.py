@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from runs import losses, same, weights
-from safetensors.torch import load_file
 from tiny import ROOT, TINY
 
 from hotplate.train import checkpoint, loop
@@ -186,7 +185,7 @@ def test_narrow_gradients_of_all_micro_batches_are_exchanged(prepared: Path, hot
     hotplate(*flags, "--run.folder=two", ranks=2)
     moments = []
     for name in ("one", "two"):
-        state = load_file(checkpoint.listing(tmp_path / name / "checkpoints")[-1] / "optimizer.safetensors")
+        state = checkpoint.load(checkpoint.listing(tmp_path / name / "checkpoints")[-1]).optimizer
         moments.append(
             torch.cat([value.flatten() for key, value in sorted(state.items()) if key.startswith("exp_avg.")])
         )
@@ -243,7 +242,7 @@ def test_two_processes_cannot_share_a_run_folder(prepared: Path, tmp_path: Path,
 
 
 def test_a_full_disk_costs_a_warning_not_the_run(train_tiny, tmp_path: Path, monkeypatch, capsys) -> None:
-    kept, failures = checkpoint.save, []
+    kept, failures = checkpoint.write_shard, []
 
     def full(*arguments):
         if not failures:
@@ -251,7 +250,7 @@ def test_a_full_disk_costs_a_warning_not_the_run(train_tiny, tmp_path: Path, mon
             raise OSError(28, "No space left on device")
         return kept(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "write_shard", full)
     assert train_tiny("--budget=4steps", f"--run.folder={tmp_path / 'run'}", "--run.checkpoint-every=0.5") == 0
     assert "checkpoint of step 2 not saved" in capsys.readouterr().err
     assert checkpoint.listing(tmp_path / "run" / "checkpoints")
