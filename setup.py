@@ -12,6 +12,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "generate": "hotplate.train.commands.generate",
     "grow": "hotplate.train.commands.grow",
     "hf": "hotplate.train.commands.hf",
+    "checkpoint": "hotplate.train.commands.checkpoint",
     "data": "hotplate.train.commands.data",
     "speech": "hotplate.train.commands.speech",
     "throughput": "hotplate.train.commands.throughput",

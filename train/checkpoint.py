@@ -30,7 +30,7 @@ from hotplate.train import tensor_files
 from hotplate.train.errors import InputError
 from hotplate.train.manifest import PARTS, TRAINER, Entry, Manifest, Shard, file_name, read_json
 from hotplate.train.ranks import ALONE, Ranks
-from hotplate.train.tensor_files import Fact, Piece, Reader
+from hotplate.train.tensor_files import Fact, Layout, Piece, Reader
 
 PREFIX = "step-"
 TEMPORARY = ".writing-"
@@ -66,7 +66,7 @@ class Tensors(Mapping[str, Tensor]):
     def _piece(self, name: str, entry: Entry, rank: int, count: int) -> Tensor:
         """The elements that `rank` wrote."""
         whole = count == math.prod(entry.layout.shape)
-        layout = entry.layout if whole else tensor_files.Layout(entry.layout.dtype, (count,))
+        layout = entry.layout if whole else Layout(entry.layout.dtype, (count,))
         path = self._folder / file_name(self._part, rank)
         try:
             if rank not in self._readers:
@@ -82,6 +82,40 @@ class Tensors(Mapping[str, Tensor]):
         return len(self.entries)
 
 
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    """The shape of a tensor in memory or in a checkpoint; None where there is none."""
+    if isinstance(tensors, Tensors):
+        return tensors.entries[name].layout.shape if name in tensors.entries else None
+    return tuple(tensors[name].shape) if name in tensors else None
+
+
+def layouts_of(tensors: Mapping[str, Tensor]) -> dict[str, Layout]:
+    """Types and shapes of tensors in memory or in a checkpoint; nothing is read."""
+    if isinstance(tensors, Tensors):
+        return {name: entry.layout for name, entry in tensors.entries.items()}
+    return {name: Layout(x.dtype, tuple(x.shape)) for name, x in tensors.items()}
+
+
+def elements(tensors: Mapping[str, Tensor], name: str, start: int, stop: int) -> Tensor:
+    """Elements [start, stop) in row-major order of a tensor in memory or in a checkpoint; no more is read."""
+    return tensors.part(name, start, stop) if isinstance(tensors, Tensors) else tensors[name].flatten()[start:stop]
+
+
+class Widest(Tensors):
+    """A checkpoint's weights, from the fp32 master copies where it has them."""
+
+    def __init__(self, found: "Checkpoint") -> None:
+        model, optimizer = found.model, found.optimizer
+        self._sources = {
+            name: (optimizer, f"master.{name}") if f"master.{name}" in optimizer else (model, name) for name in model
+        }
+        self.entries = {name: source.entries[key] for name, (source, key) in self._sources.items()}
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        source, key = self._sources[name]
+        return source.part(key, start, stop)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint."""
@@ -92,6 +126,11 @@ class Checkpoint:
     state: Tensors
     trainer: dict[str, Any]
     manifest: Manifest
+
+    @property
+    def weights(self) -> Tensors:
+        """The weights, from the fp32 master copies where there are any."""
+        return Widest(self)
 
 
 def step_of(path: Path) -> int:
@@ -111,11 +150,22 @@ def listing(folder: Path) -> list[Path]:
 
 
 def write(final: Path, tensors: Mapping[str, Mapping[str, Tensor]], trainer: Mapping[str, Any]) -> None:
-    """The checkpoint folder `final`, by this process alone: complete or not at all. OSError where that fails."""
-    parts = {part: {name: Piece.whole(x) for name, x in tensors[part].items()} for part in PARTS}
+    """The checkpoint folder `final`, by this process alone: complete or not at all. OSError where that fails.
+
+    Tensors of another checkpoint are read and written one at a time.
+    """
     temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
     try:
-        commit(temporary, final, [write_shard(temporary, 0, parts)], trainer)
+        temporary.mkdir(parents=True)
+        shard = Shard({}, {part: {} for part in PARTS})
+        for part in PARTS:
+            layouts = layouts_of(tensors[part])
+            if layouts:
+                path = temporary / file_name(part, 0)
+                shard.files[path.name] = tensor_files.write(path, layouts, tensors[part].__getitem__)
+            for name, layout in layouts.items():
+                shard.pieces[part][name] = (layout, 0, math.prod(layout.shape))
+        commit(temporary, final, [shard], trainer)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -139,7 +189,7 @@ def write_shard(temporary: Path, rank: int, parts: Parts) -> Shard:
             raise
     described = {
         part: {
-            name: (tensor_files.Layout(piece.data.dtype, piece.shape), piece.start, piece.data.numel())
+            name: (Layout(piece.data.dtype, piece.shape), piece.start, piece.data.numel())
             for name, piece in pieces.items()
         }
         for part, pieces in parts.items()

@@ -118,6 +118,27 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How ranks share the work: the result is the same, memory and traffic are not."""
+
+    kind: Annotated[Literal["ddp", "fsdp", "deepspeed"], tyro.conf.arg(aliases=["--engine"])] = "ddp"
+    """ddp: every rank holds everything; fsdp: every rank holds a share of weights, gradients and optimiser state;
+    deepspeed: ZeRO (package deepspeed)"""
+    replicas: int = 1
+    """fsdp: copies of the sharded model (hybrid sharding): each is sharded over ranks / replicas"""
+    reshard: bool = True
+    """fsdp: free a block's gathered weights after its forward pass and gather them again for the backward pass"""
+    zero: Literal[1, 2, 3] = 2
+    """deepspeed: what is sharded: 1 = optimiser state, 2 = and gradients, 3 = and weights"""
+    deepspeed: str | None = None
+    """deepspeed: a JSON file whose entries replace those of hotplate's DeepSpeed config"""
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ValueError(f"engine.replicas: want at least 1, got {self.replicas}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuardConfig:
     """What is done about losses that jump, ranks that hang and disks that fail."""
 
@@ -197,3 +218,4 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)

@@ -85,14 +85,13 @@ def final_model(config: TrainConfig) -> ModelConfig:
 def grow_all(
     config: TrainConfig, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights (from the master copies where there are any) and optimiser tensors of the grown model.
+    """Weights and optimiser tensors of the grown model.
 
     Deterministic: repeated from the same checkpoint, it gives the same bits, so a run killed while it grows loses
     nothing.
     """
     growth, factors = config.growth, growth_factors(config)
-    wide = {name: optimizer.get(f"master.{name}", x) for name, x in weights.items()}
-    _, grown = grow(wide, config.model, factors, growth.strategy, growth.depth)
+    _, grown = grow(weights, config.model, factors, growth.strategy, growth.depth)
     state: dict[str, Tensor] = {}
     if growth.moments == "keep":
         state = grow_state(optimizer, config.model, factors, growth.strategy, growth.depth)
@@ -115,8 +114,7 @@ def write_grown(
     """
     where = f"{found.path}: trainer.json"
     small = merge(ModelConfig(), found.trainer["model"], f"{where}: model")
-    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
-    large, grown = grow(weights, small, factors, strategy, depth)
+    large, grown = grow(dict(found.weights), small, factors, strategy, depth)
     if scaled_rates:
         large = with_scaled_rates(small, large)
     state: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 """What a run reads: data sets laid into rows, and weights to start from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -82,7 +83,7 @@ def describe_data(source: Source, plan: Plan) -> str:
     )
 
 
-def load_start(path: Path, config: TrainConfig, dataset: Dataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def load_start(path: Path, config: TrainConfig, dataset: Dataset) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """Weights (fp32 where the checkpoint has master copies) and, if the config asks, optimiser tensors to start from.
 
     InputError when the checkpoint is of another model or tokeniser, or has no optimiser state that was asked for.
@@ -96,10 +97,8 @@ def load_start(path: Path, config: TrainConfig, dataset: Dataset) -> tuple[dict[
             f"--run.start {path}: was trained with tokeniser {facts['tokenizer'][:16]}, the data set has "
             f"{dataset.tokenizer.fingerprint[:16]}; prepare the data with --tokenizer of the checkpoint's data set"
         )
-    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
     if not config.run.start_optimizer:
-        return weights, {}
-    state = {key: x for key, x in found.optimizer.items() if not key.startswith("master.")}
-    if not state:
+        return found.weights, {}
+    if all(key.startswith("master.") for key in found.optimizer):
         raise InputError(f"--run.start-optimizer: {path} holds no optimiser state; leave it out")
-    return weights, state
+    return found.weights, found.optimizer

@@ -14,8 +14,11 @@ from hotplate.kernels.newton_schulz import newton_schulz
 from hotplate.model.axes import Axes, parameter_axes
 from hotplate.model.lm import LanguageModel
 from hotplate.model.mup import rate_scale
+from hotplate.train.checkpoint import elements, shape_of
 from hotplate.train.config import OptimizerConfig
 from hotplate.train.errors import InputError
+from hotplate.train.shares import Shares
+from hotplate.train.tensor_files import Piece
 
 # An orthogonal M x N matrix times this has the root mean square of an AdamW update, so both share one learning rate
 # and weight decay (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
@@ -24,13 +27,16 @@ KINDS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, by it
 
 
 class Optimizer:
-    """Owns the fp32 weights that are updated (the model's own when it is fp32) and their state."""
+    """Owns the fp32 weights that are updated (the model's own when it is fp32) and their state, of the elements that
+    this rank holds of every parameter."""
 
-    def __init__(self, model: LanguageModel, config: OptimizerConfig) -> None:
+    def __init__(self, model: LanguageModel, config: OptimizerConfig, shares: Shares | None = None) -> None:
+        """`shares`: what ranks hold and do of the work; None = everything here."""
         self.config = config
+        self.shares = Shares() if shares is None else shares
         self._parameters = {name: (p, axes) for name, (p, axes) in parameter_axes(model).items()}
         self._masters = {
-            name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+            name: self.shares.local(p) if p.dtype == torch.float32 else p.detach().float().requires_grad_()
             for name, (p, _) in self._parameters.items()
         }
         self._narrow = [name for name, (p, _) in self._parameters.items() if p.dtype != torch.float32]
@@ -39,12 +45,22 @@ class Optimizer:
             name: rate_scale(axes, model.config.width_multiplier, name in muon)
             for name, (_, axes) in self._parameters.items()
         }
-        self._muon = {name: torch.zeros_like(self._masters[name]) for name in muon}
+        self._muon = {name: torch.zeros_like(master) for name, master in self._masters.items() if name in muon}
         self._moments = {
-            name: (torch.zeros_like(master), torch.zeros_like(master), torch.zeros((), device=master.device))
+            name: (
+                torch.zeros_like(master),
+                torch.zeros_like(master),
+                torch.zeros((), device=master.device),
+            )
             for name, master in self._masters.items()
             if name not in muon
         }
+
+    def _gradient(self, name: str) -> Tensor | None:
+        """Of the elements held here, in fp32."""
+        if name in self._narrow:
+            return self._masters[name].grad
+        return self.shares.gradient(self._parameters[name][0])
 
     @property
     def narrow(self) -> bool:
@@ -70,34 +86,33 @@ class Optimizer:
         Returns (gradient norm before clipping, 1.0 if the update was skipped), both fp32 [] on the device. A
         non-finite norm, or a true `veto` (bool []), leaves weights and state untouched, bit for bit.
         """
-        gradients = [master.grad for master in self._masters.values() if master.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) * scale
+        gradients = {name: g for name in self._masters if (g := self._gradient(name)) is not None}
+        norm = self.shares.norm(list(gradients.values()), scale.device) * scale
         if self.config.clip > 0:
             scale = scale * (self.config.clip / norm).clamp(max=1.0)
         skipped = (~norm.isfinite() if veto is None else ~norm.isfinite() | veto).float()
-        self._step_adamw(lr, scale, skipped)
-        self._step_muon(lr, scale, skipped)
+        self._step_adamw(gradients, lr, scale, skipped)
+        self._step_muon(gradients, lr, scale, skipped)
         for name in self._muon:
             if name in self._narrow:
                 self._parameters[name][0].copy_(self._masters[name])
-        for master in self._masters.values():
-            master.grad = None
+        for name, (parameter, _) in self._parameters.items():
+            parameter.grad = self._masters[name].grad = None
         return norm, skipped
 
-    def _step_adamw(self, lr: float, scale: Tensor, skipped: Tensor) -> None:
+    def _step_adamw(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor, skipped: Tensor) -> None:
         """One call per kind of parameter: matrices, which weight decay acts on, and vectors, by factor of the learning
         rate (what decays per update has no factor); narrow weights are written in the same pass as their masters."""
         config = self.config
         groups: dict[tuple[bool, bool, float], list[str]] = defaultdict(list)
         for name in self._moments:
-            if self._masters[name].grad is not None:
+            if name in gradients and gradients[name].numel():
                 groups[self._parameters[name][1].matrix, name in self._narrow, self._rates[name]].append(name)
         for (matrices, narrow, rate), names in groups.items():
-            gradients = [g.contiguous() for name in names if (g := self._masters[name].grad) is not None]
             first, second, steps = ([self._moments[name][n] for name in names] for n in range(3))
             adamw(
                 [self._masters[name] for name in names],
-                gradients,
+                [gradients[name].contiguous() for name in names],
                 first,
                 second,
                 steps,
@@ -111,25 +126,37 @@ class Optimizer:
                 impl=config.impl,
             )
 
-    def _step_muon(self, lr: float, scale: Tensor, skipped: Tensor) -> None:
-        """Nesterov momentum, orthogonalised per stacked matrix, equal shapes in one batch."""
-        batches: dict[tuple[tuple[int, ...], float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    def _step_muon(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor, skipped: Tensor) -> None:
+        """Nesterov momentum, orthogonalised per stacked matrix."""
+        directions: dict[str, Tensor] = {}
         for name, momentum in self._muon.items():
-            master, axes = self._masters[name], self._parameters[name][1]
-            if master.grad is None:
+            if name not in gradients:
                 continue
-            gradient = torch.where(skipped > 0, 0.0, master.grad * scale)
+            gradient = torch.where(skipped > 0, 0.0, gradients[name] * scale)
             decay = torch.where(skipped > 0, 1.0, self.config.momentum)
             momentum.mul_(decay).add_(gradient)
-            direction = gradient + self.config.momentum * momentum
-            for weight, part in zip(_matrices(master, axes), _matrices(direction, axes), strict=True):
-                batches[tuple(part.shape), self._rates[name]].append((weight, part))
+            directions[name] = gradient + self.config.momentum * momentum
+        if not directions:
+            return
+        shapes = {name: tuple(self._parameters[name][0].shape) for name in directions}
+        live = 1.0 - skipped
+        for name, update in self.shares.apply(self._orthogonalised, directions, shapes).items():
+            weight = self._masters[name].detach()
+            weight.mul_(1.0 - live * lr * self.config.weight_decay).sub_(update * (live * lr))
+
+    def _orthogonalised(self, directions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Updates at a learning rate of one from whole parameters' directions; equal shapes in one batch."""
+        updates = {name: torch.empty_like(x) for name, x in directions.items()}
+        batches: dict[tuple[tuple[int, ...], float], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name, direction in directions.items():
+            axes = self._parameters[name][1]
+            for part, place in zip(_matrices(direction, axes), _matrices(updates[name], axes), strict=True):
+                batches[tuple(part.shape), self._rates[name]].append((part, place))
         for (shape, rate), pairs in batches.items():
-            updates = newton_schulz(torch.stack([part for _, part in pairs]))
-            factor = rate * MUON_RMS * math.sqrt(max(shape[-2:]))
-            live = 1.0 - skipped
-            for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.mul_(1.0 - live * lr * self.config.weight_decay).sub_(update * (live * lr * factor))
+            found = newton_schulz(torch.stack([part for part, _ in pairs])) * (rate * MUON_RMS * math.sqrt(max(shape)))
+            for (_, place), update in zip(pairs, found, strict=True):
+                place.copy_(update)
+        return updates
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors by `kind.parameter`, for a checkpoint."""
@@ -140,30 +167,74 @@ class Optimizer:
             state[f"master.{name}"] = self._masters[name].detach()
         return state
 
+    def pieces(self) -> dict[str, Piece]:
+        """The same as pieces of whole tensors."""
+        found = {}
+        for key, x in self.state_dict().items():
+            kind, name = key.split(".", 1)
+            parameter = self._parameters[name][0]
+            counts = kind == "step"
+            found[key] = Piece.whole(x) if counts else Piece(x, tuple(parameter.shape), self.shares.start(parameter))
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """The fp32 weights held here, by parameter."""
+        return {name: master.detach() for name, master in self._masters.items()}
+
+    def weight_pieces(self) -> dict[str, Piece]:
+        """The same as pieces of whole tensors."""
+        return {
+            name: Piece(x, tuple(parameter.shape), self.shares.start(parameter))
+            for name, x in self.weights().items()
+            for parameter in (self._parameters[name][0],)
+        }
+
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`. InputError when the tensors do not belong to this model and optimiser."""
-        remaining = dict(state)
+    def load_state_dict(self, state: Mapping[str, Tensor], *, partly: bool = False) -> None:
+        """The inverse of `state_dict`, from whole tensors; `partly`: what is missing starts anew. Master weights come
+        with the weights. InputError when the tensors do not belong to this model and optimiser."""
+        remaining = {key for key in state if not key.startswith("master.")}
         for name, momentum in self._muon.items():
-            momentum.copy_(_take(remaining, f"momentum.{name}", momentum))
-        for name in self._narrow:
-            self._masters[name].copy_(_take(remaining, f"master.{name}", self._masters[name]))
+            if f"momentum.{name}" in state or not partly:
+                self._take(state, remaining, "momentum", name, momentum)
         for name, moments in self._moments.items():
-            if f"step.{name}" not in remaining:
+            if f"step.{name}" not in state:
                 continue  # saved before its first update
             for kind, value in zip(KINDS, moments, strict=True):
-                value.copy_(_take(remaining, f"{kind}.{name}", value))
+                self._take(state, remaining, kind, name, value)
         if remaining:
             raise InputError(
                 f"optimizer state: no parameter for {sorted(remaining)[:3]}; the checkpoint is of another model"
             )
 
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Parameters and master weights from whole tensors, by name. InputError when they are of another model."""
+        if wrong := set(weights) ^ set(self._parameters):
+            raise InputError(f"weights: {sorted(wrong)[:3]} are in the model or the checkpoint, not in both")
+        for name in self._parameters:
+            self.load_weight(name, weights)
 
-def _take(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    if name not in state or state[name].shape != like.shape:
-        found = tuple(state[name].shape) if name in state else "nothing"
-        raise InputError(f"optimizer state: want {name} of shape {tuple(like.shape)}, got {found}")
-    return state.pop(name).clone()
+    @torch.no_grad()
+    def load_weight(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """One parameter and its master copy."""
+        self._copy(weights, name, name, self._masters[name].detach())
+        if name in self._narrow:
+            self._parameters[name][0].copy_(self._masters[name])
+
+    def _take(self, state: Mapping[str, Tensor], remaining: set[str], kind: str, name: str, out: Tensor) -> None:
+        self._copy(state, f"{kind}.{name}", name if kind != "step" else None, out)
+        remaining.discard(f"{kind}.{name}")
+
+    def _copy(self, tensors: Mapping[str, Tensor], key: str, name: str | None, out: Tensor) -> None:
+        """Into `out`, the elements of tensor `key` that are held here: of parameter `name`, or all of a number."""
+        parameter = None if name is None else self._parameters[name][0]
+        shape = () if parameter is None else tuple(parameter.shape)
+        found = shape_of(tensors, key)
+        if found != shape:
+            raise InputError(f"checkpoint: want {key} of shape {shape}, got {found or 'nothing'}")
+        start = 0 if parameter is None else self.shares.start(parameter)
+        out.copy_(elements(tensors, key, start, start + out.numel()).view(out.shape))
 
 
 def _matrices(tensor: Tensor, axes: Axes) -> list[Tensor]:

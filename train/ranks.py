@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
@@ -91,15 +91,8 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over ranks in backward."""
-        if self.world == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
     def close(self) -> None:
-        if self.world > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -119,9 +112,11 @@ def start(config: TrainConfig) -> Ranks:
         raise InputError(
             f"--batch {config.batch} does not divide over {world} ranks; use {legal} ranks or another batch"
         )
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if world > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
         join(backend, INIT_TIMEOUT)
+    elif config.engine.kind != "ddp":  # these want a group also of one
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     control = dist.new_group(backend="gloo", timeout=INIT_TIMEOUT) if world > 1 and device.type == "cuda" else None
     background = dist.new_group(backend="gloo", timeout=SAVING_TIMEOUT) if world > 1 else None
     return Ranks(rank, world, device, control, background)

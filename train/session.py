@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import tomli_w
 import torch
-from torch import Tensor
 
 from hotplate.kernels import native
 from hotplate.model.config import ModelConfig
@@ -25,6 +24,8 @@ from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.loader import Loader
 from hotplate.train.data.pairs import PairSource
+from hotplate.train.engines import build
+from hotplate.train.engines.base import weights_type
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 from hotplate.train.evaluate.perplexity import evaluate_split
@@ -33,12 +34,11 @@ from hotplate.train.guard import Saves, StopSignal
 from hotplate.train.inputs import Source, describe_data, load_start
 from hotplate.train.loop import Course, Hooks, Oddity, Progress, train
 from hotplate.train.oddities import keep_batch
-from hotplate.train.optimizer import Optimizer
 from hotplate.train.plan import Layout, describe, out_of_memory
 from hotplate.train.preference import PreferenceLoss
 from hotplate.train.ranks import Ranks
 from hotplate.train.reference import REFERENCE, load_reference, reference_scores, save_reference
-from hotplate.train.saving import Saver, shared_out
+from hotplate.train.saving import Saver
 from hotplate.train.schedule import factor, factor_after_growth
 from hotplate.train.settings import to_table
 from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
@@ -86,9 +86,7 @@ class Session:
 
     def _build(self, model: ModelConfig) -> None:
         """A model with initial weights, and its optimiser."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.model = LanguageModel.build(model, self.config.seed, self.ranks.device, dtype)
-        self.optimizer = Optimizer(self.model, self.config.optimizer)
+        self.model, self.engine = model, build(model, self.config, self.ranks, self.precision)
 
     def train(self, sources: Sequence[Source], saved: Checkpoint | None, watchdog: Watchdog) -> int:
         """From the start or from `saved` to the end of the budget, or to a signal."""
@@ -108,7 +106,7 @@ class Session:
             with self.goodput.during("save"):
                 self.saver.wait()
             if done:
-                finish(self.model, self.dataset, self.config, self.plan, self.ranks, self.goodput, self.folder)
+                finish(self.engine.whole(), self.dataset, self.config, self.plan, self.ranks, self.goodput, self.folder)
             elif self.ranks.main:
                 note = {"signal": stop.name, "step": progress.step}
                 (self.folder / PREEMPTED).write_text(json.dumps(note) + "\n", encoding="utf-8")
@@ -132,11 +130,14 @@ class Session:
         if isinstance(source, PairSource):
             targets = max(1, round(len(source.pairs) * source.rows / source.plan_rows))
             objective = PreferenceLoss(config.preference)
-        step = Step(ranks.wrap(self.model), self.optimizer, ranks, self.precision, targets, objective, self.watch)
+        engine = self.engine
+        step = Step(
+            engine.module, engine.optimizer, ranks, self.precision, targets, objective, self.watch, engine.exchange
+        )
         course = Course(
             config=config,
             plan=plan,
-            costs=cost(self.model.config, config.data.window),
+            costs=cost(self.model, config.data.window),
             peak_flops=device_peak_flops(ranks.device),
             until=part.until,
             rate=self._grown_rate if part.grown else self._rate,
@@ -159,7 +160,7 @@ class Session:
                 return train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
         except torch.OutOfMemoryError as error:
             why = str(error).splitlines()[0]
-            raise InputError(out_of_memory(why, config, self.model.config, self.precision, self.layout)) from error
+            raise InputError(out_of_memory(why, config, self.model, self.precision, self.layout)) from error
 
     def _reference(self, source: PairSource) -> np.ndarray:
         """Scores of every pair under the model that the run started from: computed once, kept in the run folder."""
@@ -167,10 +168,10 @@ class Session:
         if self.ranks.main and not path.exists():
             assert self.config.run.start is not None
             weights, _ = load_start(Path(self.config.run.start), self.config, self.dataset)
-            kept = {name: p.detach().clone() for name, p in self.model.state_dict().items()}
-            self.model.load_state_dict(weights)
-            scores = reference_scores(self.model, source, self.layout.micro_rows)
-            self.model.load_state_dict(kept)
+            dtype = weights_type(self.precision)
+            model = LanguageModel.build(self.model, self.config.seed, self.ranks.device, dtype)
+            model.load_state_dict(dict(weights))
+            scores = reference_scores(model, source, self.layout.micro_rows)
             save_reference(path, scores, source.fingerprint)
         self.ranks.barrier()
         return load_reference(path, source.fingerprint)
@@ -184,24 +185,18 @@ class Session:
     def _grow(self, progress: Progress) -> None:
         """The large model in place of the small one, on every rank alike; the small one's last checkpoint stays until
         the large one's first is complete."""
-        config, small = self.config, self.model.config
-        weights, state = grow_all(config, self.model.state_dict(), self.optimizer.state_dict())
+        config, small = self.config, self.model
+        weights, state = grow_all(config, *self.engine.everything())
         self._build(grown_model(config))
-        self._load(weights, state)
+        self.engine.load(weights, state, partly=True)
         factors = growth_factors(config)
         progress.states = [
             None if carried is None else grow_recurrent_state(carried, small, factors, config.growth.depth)
             for carried in progress.states
         ]
         if self.ranks.main:
-            before, after = (cost(model, config.data.window).parameters for model in (small, self.model.config))
+            before, after = (cost(model, config.data.window).parameters for model in (small, self.model))
             console.say(f"grown       {before:,} to {after:,} parameters after step {progress.step}")
-
-    def _load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Weights and what there is of optimiser state; the rest of it starts anew."""
-        self.model.load_state_dict(dict(weights))
-        masters = {key: weights[key.removeprefix("master.")] for key in self.optimizer.state_dict() if "master." in key}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), **masters, **state})
 
     def _open_folder(self, saved: Checkpoint | None, source: Source) -> None:
         """Write what the run is, open its sinks, and say where it is."""
@@ -232,12 +227,11 @@ class Session:
         if saved is None:
             if self.config.run.start is not None:
                 weights, state = load_start(Path(self.config.run.start), self.config, self.dataset)
-                self._load(weights, state)
+                self.engine.load(weights, state, partly=True)
             return progress
         if self.plan.grows_after is not None and int(saved.trainer["step"]) > self.plan.grows_after:
             self._build(grown_model(self.config))
-        self.model.load_state_dict(dict(saved.model))
-        self.optimizer.load_state_dict(saved.optimizer)
+        self.engine.load(saved.weights, saved.optimizer)
         checkpoint.restore_random_state(saved.state, self.ranks.device)
         if WATCH in saved.state:
             self.watch.load(saved.state[WATCH])
@@ -257,7 +251,7 @@ class Session:
                 rows[name[4:]] = found.view(len(mine), *entry.layout.shape[1:]).to(device)
         if not rows:
             return []
-        carried, size = State.from_dict(rows, self.model.config.layers), self.layout.micro_rows
+        carried, size = State.from_dict(rows, self.model.layers), self.layout.micro_rows
         return [carried.select(torch.arange(i, i + size, device=device)) for i in range(0, len(mine), size)]
 
     def _save(self, progress: Progress) -> None:
@@ -279,15 +273,11 @@ class Session:
             "paid_seconds": self.goodput.snapshot(),
             "down_seconds": self.goodput.down,
             "config": to_table(self.config),
-            "model": to_table(self.model.config),
+            "model": to_table(self.model),
             "data": self.dataset.fingerprint,
             "tokenizer": self.dataset.tokenizer.fingerprint,
         }
-        parts = {
-            "model": shared_out(self.model.state_dict(), self.ranks),
-            "optimizer": shared_out(self.optimizer.state_dict(), self.ranks),
-            "state": state,
-        }
+        parts = {**self.engine.pieces(), "state": state}
         self.saver.save(progress.step, parts, trainer)
 
     def _keep_odd(self, found: Sequence[Oddity], source: Source) -> None:
@@ -299,14 +289,15 @@ class Session:
 
     def _validate(self) -> Mapping[str, float]:
         """The main rank's measures, on every rank: the others wait, and compute none of them again."""
-        found = self.ranks.share(self._measure() if self.ranks.main else None)
+        model = self.engine.whole()
+        found = self.ranks.share(None if model is None else self._measure(model))
         assert isinstance(found, dict)
         return found
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, model: LanguageModel) -> dict[str, float]:
         evaluation, data = self.config.evaluation, self.config.data
         found = evaluate_split(
-            self.model,
+            model,
             self.dataset,
             "validation",
             window=data.window,

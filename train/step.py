@@ -1,7 +1,7 @@
 """One update: forward and backward over the micro-batches, one clipped step, nothing read back to the host."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,7 +12,6 @@ from hotplate.model.batch import Batch
 from hotplate.model.lm import Output
 from hotplate.model.state import State
 from hotplate.train.config import TrainConfig
-from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
 from hotplate.train.spikes import LossWatch
 
@@ -57,6 +56,18 @@ class Objective(Protocol):
         ...
 
 
+class Updates(Protocol):
+    """What turns the gradients of a backward pass into new weights."""
+
+    def gather(self) -> None:
+        """After each micro-batch."""
+        ...
+
+    def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(gradient norm over all ranks, 1.0 if the update was skipped), see `Optimizer.step`."""
+        ...
+
+
 class NextToken:
     """The language model's own loss."""
 
@@ -73,15 +84,17 @@ class Step:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Updates,
         ranks: Ranks,
         precision: Precision,
         targets: int,
         objective: Objective | None = None,
         watch: LossWatch | None = None,
+        exchange: Callable[[bool], contextlib.AbstractContextManager] | None = None,
     ) -> None:
         """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile.
-        `watch` judges every loss; without one only the gradients' norm decides whether an update is applied."""
+        `watch` judges every loss; without one only the gradients' norm decides whether an update is applied.
+        `exchange`: the engine's context around every micro-batch, told whether it is the last."""
         self.objective = NextToken() if objective is None else objective
         self.model = model
         self.optimizer = optimizer
@@ -89,6 +102,7 @@ class Step:
         self.precision = precision
         self.targets = targets
         self.watch = watch
+        self.exchange = (lambda last: contextlib.nullcontext()) if exchange is None else exchange
 
     def __call__(
         self, batches: Sequence[Batch], states: list[State | None], lr: float
@@ -97,7 +111,7 @@ class Step:
         sums = torch.zeros(3 + len(self.objective.names), device=self.ranks.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            with self._sync(last), autocast(self.precision, self.ranks.device):
+            with self.exchange(last), autocast(self.precision, self.ranks.device):
                 output = self.model(batch, states[index])
                 loss_sum, count, details = self.objective(output, batch)
                 (loss_sum * (1.0 / self.targets)).backward()
@@ -115,10 +129,3 @@ class Step:
         norm, skipped = self.optimizer.step(lr, scale, None if verdict is None else verdict.veto)
         spike = torch.zeros_like(skipped, dtype=torch.bool) if verdict is None else verdict.spike
         return Update(sums[0], sums[1], sums[2], norm, skipped, spike, loss, sums[3:]), states
-
-    def _sync(self, last: bool) -> contextlib.AbstractContextManager:
-        """Gradients are exchanged once per update, in the last backward pass; narrow ones in every pass, since each
-        pass moves them into the fp32 masters."""
-        if last or self.optimizer.narrow or not isinstance(self.model, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()

@@ -21,7 +21,7 @@ SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
 
 
 def finish(
-    model: LanguageModel,
+    model: LanguageModel | None,
     dataset: Dataset,
     config: TrainConfig,
     plan: Plan,
@@ -29,9 +29,10 @@ def finish(
     goodput: Goodput,
     folder: Path,
 ) -> None:
-    """Evaluate the splits the config names, sample, plot, and write summary.json; the main rank alone does it."""
+    """Evaluate the splits the config names, sample, plot, and write summary.json; the main rank alone does it,
+    and it alone has the `model`."""
     goodput.switch("evaluate")
-    if not ranks.main:
+    if model is None:
         return
     data, evaluation = config.data, config.evaluation
     found: dict[str, Metrics] = {}

@@ -11,6 +11,7 @@ from hotplate.train import checkpoint, session
 from hotplate.train.commands import guarded
 from hotplate.train.commands.grow import main as grow
 from hotplate.train.commands.train import main as train
+from hotplate.train.engines import DDP
 from hotplate.train.errors import InputError
 from hotplate.train.trained import load_trained
 
@@ -50,10 +51,10 @@ def test_killed_while_growing_it_grows_again(train_tiny, tmp_path: Path, monkeyp
     class Killed(Exception):
         pass
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
-    monkeypatch.setattr(session.Session, "_load", killed)  # between the old model and the new
+    monkeypatch.setattr(DDP, "load", killed)  # between the old model and the new
     with pytest.raises(Killed):
         train_tiny(*flags, f"--run.folder={broken}")
     monkeypatch.undo()

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(found: checkpoint.Checkpoint, model: ModelConfig, config: GrowConfig) -> None:
     """Compare the two models on random tokens, and say what came out."""
-    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
+    weights = dict(found.weights)
     tokens = torch.randint(model.vocab, PROBE, generator=torch.Generator().manual_seed(0))
     report = check(weights, model, config.factors, config.strategy, config.blocks, tokens)
     _show(report)

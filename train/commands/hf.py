@@ -99,6 +99,6 @@ def _import(command: Import, out: Path) -> None:
 def _export(run: Path, out: Path, family: Family) -> None:
     found = checkpoint.find(run)
     model = settings.merge(ModelConfig(), found.trainer["model"], f"{run}: trainer.json: model")
-    weights = {name: found.optimizer.get(f"master.{name}", x) for name, x in found.model.items()}
+    weights = dict(found.weights)
     hf.save(out, model, weights, family)
     say(f"{out}: {family}, {cost(model, model.context).parameters:,} parameters from {run}")

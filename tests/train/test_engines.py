@@ -1,0 +1,155 @@
+"""Engines: the same losses, data and checkpoints however many ranks share the model, and however they do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from crew import Crew
+from runs import losses, same, weights
+from tiny import TINY
+
+from hotplate.train import checkpoint, shares
+from hotplate.train.commands import checkpoint as command
+from hotplate.train.sinks import read_records
+
+# Rows of no parameter but the embedding divide by 4 ranks, and one vector is shorter than they are many.
+UNEVEN = ["--model.width=30", "--model.ffn=62", "--model.mixer.head-width=15", "--model.positions=none"]
+STREAM = ["--data.mode=stream", "--model.mixer.kind=lstm", "--model.positions=none", "--micro-batch=2"]
+MUON = ["--optimizer.kind=muon"]
+EPS = "--optimizer.eps=1e-4"  # with a tiny eps, Adam's first updates are the signs of rounding errors
+FSDP, HYBRID = ["--engine=fsdp"], ["--engine=fsdp", "--engine.replicas=2"]
+DAMAGED = "model-00000.safetensors"
+
+
+def flags(prepared: Path, steps: int, *more: str) -> list[str]:
+    return [*TINY, f"--data.source={prepared}", f"--budget={steps}steps", "--evaluation.every=0", EPS, *more]
+
+
+@pytest.fixture(scope="module")
+def crew():
+    """Four ranks for all tests here."""
+    members = Crew(4)
+    yield members
+    members.close()
+
+
+def alike(a: Path, b: Path) -> None:
+    """Loss of every step, tokens and bytes that it was of, and final weights."""
+    one, two = losses(a), losses(b)
+    assert [step for step, _ in one] == [step for step, _ in two]
+    for (_, x), (_, y) in zip(one, two, strict=True):
+        assert y == pytest.approx(x, abs=2e-6)
+    first, second = ([r["loss"] / r["bits_per_byte"] for r in read_records(f / "metrics.jsonl")] for f in (a, b))
+    assert second == pytest.approx(first, rel=1e-6)  # bytes per target: which documents were read
+    for name, x in weights(a).items():
+        torch.testing.assert_close(weights(b)[name], x, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, crew, tmp_path_factory: pytest.TempPathFactory):
+    """A function (*flags) -> the folder of that run on one rank, made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*more: str) -> Path:
+        if more not in made:
+            made[more] = tmp_path_factory.mktemp("alone") / "run"
+            crew.train(made[more].parent, *flags(prepared, 6, *more), "--run.folder=run", ranks=1)
+        return made[more]
+
+    return run
+
+
+CASES = {
+    "fsdp": (2, FSDP, []),
+    "fsdp-uneven-muon": (4, FSDP, [*UNEVEN, *MUON]),
+    "hybrid-muon": (4, HYBRID, MUON),
+    "fsdp-stream-muon": (4, FSDP, [*STREAM, *MUON]),
+    "ddp-muon": (2, [], MUON),
+    "fsdp-alone": (1, FSDP, []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_engine_equals_one_rank(prepared: Path, crew, alone, tmp_path: Path, case: str) -> None:
+    ranks, engine, more = CASES[case]
+    crew.train(tmp_path, *flags(prepared, 6, *more, *engine), "--run.folder=run", ranks=ranks)
+    alike(alone(*more), tmp_path / "run")
+    mine, other = (json.loads((f / "summary.json").read_text())["splits"] for f in (alone(*more), tmp_path / "run"))
+    assert other["test"]["nats"] == pytest.approx(mine["test"]["nats"], rel=1e-5)
+    saved = checkpoint.load(checkpoint.listing(tmp_path / "run" / "checkpoints")[-1])
+    assert len([name for name in saved.manifest.files if name.startswith("model-")]) == ranks
+
+
+def test_a_run_goes_on_under_other_engines_and_numbers_of_ranks(prepared: Path, crew, tmp_path: Path) -> None:
+    common = flags(prepared, 8, *STREAM, *MUON, "--run.checkpoint-every=0.25", "--run.keep=9")
+    crew.train(tmp_path, *common, "--run.folder=whole", ranks=1)
+    crew.train(tmp_path, *common, "--run.folder=parts", ranks=1)
+    for ranks, engine, step in ((2, FSDP, 2), (4, [], 4), (4, HYBRID, 6)):  # the state of 1, 2, 4, 4 ranks
+        for path in checkpoint.listing(tmp_path / "parts" / "checkpoints"):
+            if checkpoint.step_of(path) > step:
+                shutil.rmtree(path)
+        out = crew.train(tmp_path, *common, *engine, "--run.folder=parts", "--run.resume=auto", ranks=ranks)
+        assert f"at step {step}" in out
+        alike(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_shards_resume_bit_for_bit_and_convert_to_one_file_each(prepared: Path, crew, tmp_path: Path, capsys):
+    common = [*flags(prepared, 8, *UNEVEN, *MUON, *FSDP, "--run.checkpoint-every=0.5")]
+    crew.train(tmp_path, *common, "--run.folder=whole", ranks=2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    last = checkpoint.listing(tmp_path / "broken" / "checkpoints")[-1]
+    (last / DAMAGED).write_bytes(b"short")
+    assert command.main(["verify", str(tmp_path / "broken")]) == 1
+    assert f"{DAMAGED}: damaged" in capsys.readouterr().out
+    crew.train(tmp_path, *common, "--run.folder=broken", "--run.resume=auto", ranks=2)
+    same(tmp_path / "whole", tmp_path / "broken")
+    assert command.main(["verify", str(tmp_path / "broken")]) == 0
+    assert command.main(["convert", str(tmp_path / "whole"), "-o", str(tmp_path / "one")]) == 0
+    assert command.main(["convert", str(tmp_path / "whole"), "-o", str(tmp_path / "light"), "--weights-only"]) == 0
+    whole, one, light = (checkpoint.find(tmp_path / name) for name in ("whole", "one", "light"))
+    assert len(whole.manifest.files) == 6 and len(one.manifest.files) == 4 and len(light.manifest.files) == 2
+    for part in ("model", "optimizer", "state"):
+        mine, other = getattr(whole, part), getattr(one, part)
+        assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+    assert all(torch.equal(whole.weights[name], light.model[name]) for name in light.model)
+    kept = checkpoint.listing(tmp_path / "broken" / "checkpoints")
+    assert command.main(["prune", str(tmp_path / "broken")]) == 0
+    assert list((tmp_path / "broken" / "checkpoints").iterdir()) == kept[-1:]  # none set aside either
+
+
+def test_a_run_of_shards_grows(prepared: Path, crew, tmp_path: Path) -> None:
+    wider = ["--grow-at=0.5", "--growth.factors.width=2", "--growth.factors.ffn=2", "--growth.factors.heads=2"]
+    crew.train(tmp_path, *flags(prepared, 6, *wider), "--run.folder=one", ranks=1)
+    crew.train(tmp_path, *flags(prepared, 6, *wider, *FSDP), "--run.folder=two", ranks=2)
+    alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_narrow_weights_move_between_engines(prepared: Path, crew, tmp_path: Path) -> None:
+    common = flags(prepared, 4, "--precision=bf16", "--run.checkpoint-every=0.5", "--run.keep=9")
+    crew.train(tmp_path, *common, "--run.folder=one", ranks=1)
+    crew.train(tmp_path, *common, *FSDP, "--run.folder=two", ranks=2)
+    for (_, x), (_, y) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert y == pytest.approx(x, rel=2e-3)
+    for name in ("one", "two"):
+        shutil.rmtree(checkpoint.listing(tmp_path / name / "checkpoints")[-1])
+    crew.train(tmp_path, *common, *FSDP, "--run.folder=one", "--run.resume=auto", ranks=2)
+    crew.train(tmp_path, *common, "--run.folder=two", "--run.resume=auto", ranks=1)
+    for (_, x), (_, y) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert y == pytest.approx(x, rel=2e-3)
+
+
+def test_replicas_that_do_not_divide_the_ranks(train_tiny, tmp_path: Path) -> None:
+    from hotplate.train.errors import InputError
+
+    with pytest.raises(InputError, match=r"--engine.replicas 2 does not divide 1 ranks; use one of \[1\]"):
+        train_tiny("--budget=2steps", *HYBRID, f"--run.folder={tmp_path / 'run'}")
+
+
+def test_matrices_are_dealt_out_by_cost() -> None:
+    shapes = {"a": (64, 64), "b": (64, 64), "c": (32, 64), "d": (4, 32, 32), "e": (8, 8)}
+    assert shares.owners(shapes, 1) == dict.fromkeys("abcde", 0)
+    owner = shares.owners(shapes, 2)
+    assert owner == shares.owners(dict(reversed(shapes.items())), 2)
+    assert owner["a"] != owner["b"] and owner["c"] != owner["d"]

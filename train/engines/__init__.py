@@ -1,0 +1,23 @@
+"""How ranks share a model: one interface, chosen by `--engine`."""
+
+from hotplate.model.config import ModelConfig
+from hotplate.train.config import TrainConfig
+from hotplate.train.engines.base import Engine
+from hotplate.train.engines.ddp import DDP
+from hotplate.train.engines.fsdp import FSDP
+from hotplate.train.ranks import Ranks
+from hotplate.train.step import Precision
+
+__all__ = ["DDP", "FSDP", "Engine", "build"]
+
+
+def build(model: ModelConfig, config: TrainConfig, ranks: Ranks, precision: Precision) -> Engine:
+    """A model with initial weights, its optimiser, and what ranks do about them. InputError where the engine cannot
+    run here, or not with this config."""
+    if config.engine.kind == "fsdp":
+        return FSDP(model, config, ranks, precision)
+    if config.engine.kind == "deepspeed":
+        from hotplate.train.engines.zero import Zero  # an optional package
+
+        return Zero(model, config, ranks, precision)
+    return DDP(model, config, ranks, precision)
