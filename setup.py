@@ -26,6 +26,9 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "backends": "hotplate.train.commands.backends",
     "bench": "hotplate.bench.commands.bench",
     "profile": "hotplate.bench.commands.profile",
+    "faults": "hotplate.bench.commands.faults",
+    "soak": "hotplate.bench.commands.soak",
+    "fuzz": "hotplate.bench.commands.fuzz",
 }
 
 setup(

@@ -34,18 +34,18 @@ def load_preset(name: str, seen: tuple[str, ...] = ()) -> TrainConfig:
     """The config that `name` stands for. InputError for an unknown name, a bad file or a circle of `extends`."""
     if name in seen:
         raise InputError(f"preset: {' -> '.join([*seen, name])} extends itself; break the circle")
-    if (Path(name) / MANIFEST).exists():
+    if _is_file(Path(name) / MANIFEST):
         return _from_checkpoint(Path(name))
     path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
-    if not path.is_file():
+    if not _is_file(path):
         if name in PRESETS:
             return TrainConfig(model=PRESETS[name])
         near = difflib.get_close_matches(name, preset_names(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(preset_names())}"
-        raise InputError(f"preset: {name!r} is neither a .toml file nor a preset{hint}")
+        raise InputError(f"preset: {name[:200]!r} is neither a .toml file nor a preset{hint}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     base = values.pop("extends", None)
     start = load_preset(str(base), (*seen, name)) if base is not None else TrainConfig()
@@ -58,6 +58,14 @@ def _from_checkpoint(path: Path) -> TrainConfig:
     config = merge(TrainConfig(), found.trainer["config"], f"{path}: trainer.json: config")
     run = RunConfig(start=str(path), start_optimizer=any(not key.startswith("master.") for key in found.optimizer))
     return dataclasses.replace(config, run=run)
+
+
+def _is_file(path: Path) -> bool:
+    """False also for what can be no path: too long, or with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def merge(base: Config, values: Mapping[str, Any], where: str) -> Config:
@@ -97,7 +105,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InputError(f"{where}: want a list, got {value!r}")
         return tuple(_coerce(item, options[0], where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise InputError(f"{where}: want {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 Record = Mapping[str, Any]
 
@@ -106,7 +107,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records

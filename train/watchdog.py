@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Protocol
 
 from hotplate.train.budget import Goodput
+from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
+from hotplate.train.untrusted import read_object
 
 HUNG = 75  # EX_TEMPFAIL of sysexits.h: the same command may well succeed
 FOLDER, TOLD = "ranks", "told"
@@ -50,9 +52,12 @@ class Life:
     def read(cls, path: Path) -> "Life | None":
         """None where there is none, or it cannot be read."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            life = cls(**read_object(path, "a sign of life", "remove it", most=1 << 16))
+        except (InputError, TypeError):
             return None
+        kinds = [type(value) for value in vars(life).values()]
+        counted = [isinstance(seconds, float) for seconds in life.paid_seconds.values()] if kinds[7] is dict else []
+        return life if kinds == [int, int, int, str, int, str, float, dict, float] and all(counted) else None
 
     @property
     def here(self) -> bool:

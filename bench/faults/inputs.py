@@ -245,7 +245,9 @@ def exported(arena: Arena, times: int) -> str:
     for folder in (run, back):
         file = arena.place("loss.json")
         data = [] if folder == run else ["--data", str(arena.data)]
-        ended(arena.nursery.start(["evaluate", str(folder), *data, "--window=16", "--documents", f"--json={file}"]))
+        ended(
+            arena.nursery.start(["evaluate", str(folder), *data, "--window=16", "--documents=True", f"--json={file}"])
+        )
         found.append(json.loads(file.read_text())["sets"][0]["splits"]["test"]["nats"])
     expect(found[0] == found[1], f"losses differ: {found}")
     return f"{len(before.model)} tensors and the loss ({found[0]:.4f} nats) equal"

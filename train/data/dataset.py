@@ -15,6 +15,7 @@ import numpy as np
 from hotplate.train.data.shards import Shard, Verify, check_ids
 from hotplate.train.data.units import AnyTokenizer, open_tokenizer
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import plain_name, read_object
 
 MANIFEST = "dataset.json"
 VERSION = 1
@@ -62,27 +63,38 @@ class Manifest:
         folder.
         """
         path = folder / MANIFEST
+        content = read_object(path, "the dataset", "prepare the data again")
+        if content.get("version") != VERSION:
+            raise InputError(f"{path}: version {content.get('version')}, this hotplate reads {VERSION}; prepare again")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("version") != VERSION:
-                raise InputError(
-                    f"{path}: version {content.get('version')}, this hotplate reads {VERSION}; prepare again"
-                )
             splits = {name: [ShardEntry(**entry) for entry in entries] for name, entries in content["splits"].items()}
             manifest = cls(**{**content, "splits": splits})
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the dataset: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not JSON: {error}; prepare the data again") from error
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: not a dataset description: {error}; prepare the data again") from error
+        manifest._check_types(path)
         for name in (
             manifest.tokenizer_file,
             *(entry.file for entries in splits.values() for entry in entries),
         ):
-            if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            if not isinstance(name, str) or not plain_name(name):
                 raise InputError(f"{path}: file name {name!r} must be a plain name inside the folder")
         return manifest
+
+    def _check_types(self, path: Path) -> None:
+        """InputError unless every number is a count and every hash a text."""
+        counts = {"vocab": self.vocab, "eod": self.eod}
+        texts = {"tokenizer_sha256": self.tokenizer_sha256}
+        for name, entries in self.splits.items():
+            for entry in entries:
+                facts = asdict(entry)
+                texts |= {f"{name}: {key}": facts.pop(key) for key in ("header_sha256", "file")}
+                counts |= {f"{name}: {entry.file!r}: {key}": value for key, value in facts.items()}
+        for key, count in counts.items():
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 1 << 63:
+                raise InputError(f"{path}: {key} must be a count, got {str(count)[:40]!r}; prepare the data again")
+        for key, text in texts.items():
+            if not isinstance(text, str):
+                raise InputError(f"{path}: {key} must be a text, got {str(text)[:40]!r}; prepare the data again")
 
 
 class Split:
@@ -182,6 +194,9 @@ class Dataset:
         for name, entries in manifest.splits.items():
             if not entries:
                 raise InputError(f"{folder / MANIFEST}: split {name!r} lists no shards; prepare the data again")
+            for entry in entries:
+                if (folder / entry.file).is_symlink():
+                    raise InputError(f"{folder / entry.file}: a symbolic link; the shards must lie in the folder")
             shards = [Shard.open(folder / entry.file, verify) for entry in entries]
             for entry, shard in zip(entries, shards, strict=True):
                 _check_belongs(folder, manifest, tokenizer, entry, shard)

@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import zstandard
 
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".jsonl.zst", ".parquet")
@@ -120,12 +121,13 @@ class FolderSource:
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line.decode())
+                    record = parse_json(line.decode())
                 except UnicodeDecodeError as error:
                     self._reject(f"{path}, line {number}: invalid UTF-8 at byte {error.start}", skipped)
                     continue
-                except json.JSONDecodeError as error:
-                    self._reject(f"{path}, line {number}: invalid JSON: {error.msg} at column {error.colno}", skipped)
+                except ValueError as error:
+                    place = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                    self._reject(f"{path}, line {number}: invalid JSON: {place}", skipped)
                     continue
                 text = self._text_of(record, f"{path}, line {number}", skipped)
                 if text is not None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from hotplate.train.data.documents import Document, Skipped
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 SUFFIX = ".list"
 LINE = re.compile(r"([0-9a-f]{64})\t(.+)")
@@ -116,8 +117,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         found = LINE.fullmatch(line)
         try:
-            identifier = json.loads(found[2]) if found else None
-        except json.JSONDecodeError:
+            identifier = parse_json(found[2]) if found else None
+        except ValueError:
             identifier = None
         if found is None or not isinstance(identifier, str):
             raise InputError(f"{path}, line {number}: want a SHA-256, a tab and an identifier in quotes, got {line!r}")

@@ -21,6 +21,7 @@ from hotplate.train.data.permutation import permute
 from hotplate.train.data.rows import boundaries, check_rows, make_batch
 from hotplate.train.data.units import AnyTokenizer
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 FIELDS = ("prompt", "chosen", "rejected")
 
@@ -51,7 +52,7 @@ def read_pairs(path: Path, tokenizer: AnyTokenizer) -> list[Pair]:
             continue
         where = f"{path}: line {number}"
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             raise InputError(f"{where}: not JSON: {error}") from error
         if not isinstance(value, dict) or any(field not in value for field in FIELDS):

@@ -14,6 +14,7 @@ import numpy as np
 
 from hotplate.train.data.tokenizer import Tokenizer
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import read_object
 
 FILE = "units.json"
 FORMAT = "hotplate-units-1"
@@ -49,21 +50,17 @@ class UnitDescription:
     @classmethod
     def read(cls, path: Path) -> "UnitDescription":
         """Raises InputError: unreadable, not a description, or its fingerprint is not that of its fields."""
+        content = read_object(path, "the description of the units", "encode the audio again")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise InputError(f"{path}: not of format {FORMAT}; encode the audio again")
             recorded = content.pop("fingerprint")
             description = cls(**content)
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the description of the units: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (TypeError, KeyError) as error:
             raise InputError(f"{path}: not a description of units: {error}; encode the audio again") from error
         if recorded != description.fingerprint:
             raise InputError(
-                f"{path}: was edited: its fields hash to {description.fingerprint[:16]}, recorded {recorded[:16]}"
+                f"{path}: was edited: its fields hash to {description.fingerprint[:16]}, recorded {str(recorded)[:16]}"
             )
         return description
 
