@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.listdir", "os.truncate")
@@ -24,14 +24,14 @@ def _attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _on_files(word: str, act: Callable[[int], None]) -> None:
+def _on_files(word: str, act: Callable[[int], None], events: Sequence[str] = FILE_EVENTS) -> None:
     """Call `act` with the number (from 1) of every file event whose path contains `word`."""
     seen = 0
     here = os.getpid()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event in FILE_EVENTS and word in str(arguments[0]) and os.getpid() == here:
+        if event in events and word in str(arguments[0]) and os.getpid() == here:
             seen += 1
             act(seen)
 
@@ -56,7 +56,7 @@ def fail_files(word: str, code: str, first: str, last: str) -> None:
         if int(first) <= seen <= int(last):
             raise OSError(number, os.strerror(number))
 
-    _on_files(word, act)
+    _on_files(word, act, [event for event in FILE_EVENTS if event != "shutil.rmtree"])  # its steps are events, too
 
 
 def slow_files(word: str, seconds: str) -> None:

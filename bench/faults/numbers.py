@@ -64,11 +64,12 @@ def on_one_rank(arena: Arena, times: int) -> str:
 def jumping_loss(arena: Arena, times: int) -> str:
     """A loss a thousand times as large, under both policies; the second time just after a resume."""
     for policy in ("skip", "warn")[:times]:
-        run, at = arena.place(policy), 18
+        run = arena.place(policy)
         flags = (*EVERY, *SPIKES, f"--guard.spike={policy}")
         child = arena.start(run, STEPS, *flags, tiny=PACKED, faults=["kill_at_step:16"])
         expect(child.wait() == -9, "not killed")
-        expect(step(run) == 15, f"step {step(run)}")
+        expect(step(run) >= 12, f"step {step(run)}: nothing to go on from")
+        at = step(run) + 3
         # Three updates after the resume: a window of eight that began anew would not judge yet.
         text = ended(arena.start(run, STEPS, *flags, tiny=PACKED, faults=["scale_loss:3:1000"]))
         did = "skipped" if policy == "skip" else "applied"

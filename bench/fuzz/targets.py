@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hotplate.bench.faults.arena import invented_text
-from hotplate.train import checkpoint, settings
+from hotplate.train import checkpoint, settings, tensor_files
 from hotplate.train.data.dataset import MANIFEST, Dataset, Manifest
 from hotplate.train.data.file_lists import FileLists
 from hotplate.train.data.prepare import PrepareConfig, prepare
@@ -24,7 +24,9 @@ from hotplate.train.data.shards import Shard, ShardHeader, write_shard
 from hotplate.train.data.units import FILE as UNITS
 from hotplate.train.data.units import UnitDescription
 from hotplate.train.errors import InputError
+from hotplate.train.manifest import TRAINER
 from hotplate.train.sinks import read_records
+from hotplate.train.tensor_files import Layout
 from hotplate.train.watchdog import Life
 
 SHARED = Path("/dev/shm")  # memory: the parsers are tried, not the disk
@@ -115,12 +117,34 @@ def _checkpoints(folder: Path) -> list[Target]:
         "state": {"random.cpu": torch.zeros(8, dtype=torch.uint8)},
     }
     made = []
-    for name in ("manifest.json", "trainer.json", "model.safetensors"):
-        place = folder / name.split(".")[0]
-        path = checkpoint.save(place, 3, tensors, {"step": 3, "config": {}})
-        parse = functools.partial(checkpoint.load, path)
+    for name in (checkpoint.MANIFEST, TRAINER, "model-00000.safetensors"):
+        path = folder / name.split(".")[0] / "step-00000003"
+        path.parent.mkdir()
+        checkpoint.write(path, tensors, {"step": 3, "config": {}})
+        parse = functools.partial(_all_tensors, path)
         made.append(Target(f"checkpoint {name}", path / name, [(path / name).read_bytes()], parse))
+    path = folder / "alone.safetensors"
+    layouts = {name: Layout(x.dtype, tuple(x.shape)) for name, x in tensors["model"].items()}
+    tensor_files.write(path, layouts, tensors["model"].__getitem__)
+    made.append(Target("tensor file", path, [path.read_bytes()], functools.partial(_tensor_file, path, layouts)))
     return made
+
+
+def _all_tensors(path: Path) -> None:
+    """What resuming does with a checkpoint."""
+    found = checkpoint.load(path)
+    for part in (found.model, found.optimizer, found.state):
+        list(part.items())
+
+
+def _tensor_file(path: Path, layouts: dict[str, Layout]) -> None:
+    """Reading without a manifest that vouches for the bytes; its caller turns a ValueError into the message."""
+    try:
+        reader = tensor_files.Reader(path)
+        for name, layout in layouts.items():
+            reader.get(name, layout)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _run_files(folder: Path) -> list[Target]:
