@@ -20,9 +20,9 @@ class Options:
 
     cycles: int = 1000
     """kills"""
-    steps: int = 60_000
-    """updates of the whole run: more than it gets to between the kills"""
-    longest: float = 0.8
+    steps: int = 24_000
+    """updates of the whole run"""
+    longest: float = 1.2
     """seconds from a process's start to its death are drawn from 0 to this"""
     json: Path | None = None
     """where the figures go"""

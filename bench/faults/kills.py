@@ -158,7 +158,8 @@ def soak(arena: Arena, cycles: int, steps: int, longest: float, say=lambda text:
     tokens, before_training = 0, 0
     for cycle in range(cycles):
         child = arena.start(broken, steps, *flags)
-        time.sleep(drawn.uniform(0.0, longest))
+        # Near the end of the run processes die while they start: there must be something left to do for the last one.
+        time.sleep(drawn.uniform(0.0, longest if tokens < 0.9 * steps * TOKENS_PER_STEP else longest / 8))
         child.send(9)
         expect(child.wait() == KILLED, f"cycle {cycle}: exit code {child.code}:\n{child.text[-3000:]}")
         before_training += "\nstep " not in child.text
