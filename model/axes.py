@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hotplate.kernels.linear import linear
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -56,6 +58,10 @@ class Linear(nn.Linear):
             "weight": Axes((stacked[0], input_axis), blocks, stacked, reads=1, powers=powers),
             "bias": Axes(stacked[:1], blocks, stacked, powers=powers),
         }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., sum(blocks)]."""
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.cross_entropy.reference import Loss
+from hotplate.kernels.linear import multiply
 
 # A form is a module with `rows`; triton's is imported when it is asked for.
 MODULES = {
@@ -37,7 +38,7 @@ class Products:
     def _mm(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         if self.mixed:
             return torch.mm(left.to(self.operand), right.to(self.operand), out_dtype=self.wide, out=out)
-        return torch.mm(left, right, out=out)
+        return multiply(left, right, left.new_empty(left.shape[0], right.shape[1]) if out is None else out)
 
     def logits(self, x: Tensor, out: Tensor) -> Tensor:
         return self._mm(x, self.weight.T, out)
@@ -51,7 +52,7 @@ class Products:
         elif self.mixed:
             total += self._mm(dlogits.T, x)
         else:
-            total.addmm_(dlogits.T, x)
+            multiply(dlogits.T, x, total, add=True)
 
 
 def _buffer(products: Products, x: Tensor, V: int, chunk_bytes: int) -> Tensor:

@@ -1,0 +1,164 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from numerics import assert_bitwise, check, run
+from torch.utils.flop_counter import FlopCounterMode
+
+from hotplate.kernels import native
+from hotplate.kernels.linear import linear, multiply
+from hotplate.kernels.linear import native as c_form
+from hotplate.kernels.linear.op import SMALLEST
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+NATIVE = native.why_not("linear") is None
+FORMS = ["eager", *(["native"] if NATIVE else [])]
+needs_c = pytest.mark.skipif(not NATIVE, reason="no C compiler")
+# (rows, inputs, outputs): one, odd, a tile of 8 x 32 and past it, a block of 192 x 512 x 1024 and past it
+SHAPES = [(1, 1, 1), (3, 5, 7), (8, 16, 32), (9, 17, 33), (193, 513, 70), (40, 600, 1025), (7, 1030, 31)]
+
+
+def form(impl):
+    return lambda x, weight, bias: linear(x, weight, bias, impl=impl)
+
+
+def operands(M, I, O):  # noqa: E741
+    return [torch.randn(M, I), torch.randn(O, I) / I**0.5, torch.randn(O)]
+
+
+def test_it_is_torchs_projection():
+    x, weight, bias = (t.double() for t in operands(5, 6, 4))
+    torch.testing.assert_close(linear(x, weight, bias, impl="reference"), F.linear(x, weight, bias))
+    assert torch.autograd.gradcheck(form("reference"), [t.requires_grad_() for t in (x, weight, bias)])
+
+
+@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_within_budget(shape, impl):
+    check(form(impl), form("reference"), lambda: operands(*shape), F.linear)
+
+
+@needs_c
+@pytest.mark.parametrize("shape", SHAPES)
+def test_strides_and_threads_do_not_matter(shape):
+    x, weight, bias = operands(*shape)
+    upstream = [torch.randn(shape[0], shape[2])]
+    first = run(form("native"), [x, weight, bias], upstream)
+    wide = torch.randn(shape[0], 2 * shape[1])
+    wide[:, ::2] = x
+    others = {
+        "columns": (x.T.contiguous().T, weight.T.contiguous().T, bias, upstream),
+        "every second": (wide[:, ::2], weight, bias, upstream),
+        "gradient": (x, weight, bias, [upstream[0].T.contiguous().T]),
+    }
+    for name, (*inputs, arriving) in others.items():
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        y = form("native")(*leaves)
+        for mine, other in zip([y, *torch.autograd.grad(y, leaves, arriving)][:3], first[:3], strict=True):
+            assert_bitwise(name, mine, other)
+    try:
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            for mine, other in zip(run(form("native"), [x, weight, bias], upstream)[:3], first[:3], strict=True):
+                assert_bitwise(f"{threads} threads", mine, other)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("impl", FORMS)
+def test_any_leading_axes_and_none_of_a_bias(impl):
+    weight = torch.randn(6, 5)
+    for shape in ((5,), (0, 5), (2, 3, 5), (2, 0, 4, 5)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(linear(x, weight, impl=impl), F.linear(x, weight))
+    torch.testing.assert_close(linear(torch.empty(3, 0), torch.empty(2, 0), torch.ones(2), impl=impl), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("impl", FORMS)
+def test_only_wanted_gradients_are_computed(impl):
+    x, weight, bias = operands(4, 5, 6)
+    for wanted in range(3):
+        leaves = [t.clone().requires_grad_(n == wanted) for n, t in enumerate((x, weight, bias))]
+        form(impl)(*leaves).sum().backward()
+        assert [leaf.grad is not None for leaf in leaves] == [n == wanted for n in range(3)]
+
+
+@pytest.mark.parametrize("impl", FORMS)
+def test_a_nan_shows_and_stays_in_its_row(impl):
+    x, weight, _ = operands(12, 40, 50)
+    x[3, 7] = torch.nan
+    y = linear(x, weight, impl=impl)
+    assert y[3].isnan().all() and y[[n for n in range(12) if n != 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("impl", FORMS)
+@pytest.mark.parametrize("shape", [(3, 5, 7), (70, 520, 90)])
+def test_products_are_written_or_added(shape, impl):
+    M, K, N = shape
+    left, right, out = torch.randn(M, K), torch.randn(K, N), torch.randn(M, 2 * N)[:, :N]
+    product = left.double() @ right.double()
+    for add in (True, False):
+        truth = product + out.double() if add else product
+        assert multiply(left, right, out, add=add, impl=impl) is out
+        assert (out.double() - truth).abs().max() <= 1e-7 * truth.abs().max() * K**0.5
+
+
+@needs_c
+def test_auto_is_c_where_it_was_measured_to_pay(monkeypatch):
+    ran = []
+    monkeypatch.setattr(c_form, "multiply", lambda *a, **k: ran.append("native") or a[2])
+    monkeypatch.setattr("hotplate.kernels.linear.op._pays", lambda: True)
+    side = round(SMALLEST ** (1 / 3)) + 1
+    large, small = torch.zeros(side, side), torch.zeros(8, 8)
+    multiply(large, large, torch.empty_like(large))
+    assert ran == ["native"]
+    multiply(small, small, torch.empty_like(small))
+    multiply(large.double(), large.double(), torch.empty_like(large, dtype=torch.double))
+    monkeypatch.setattr("hotplate.kernels.linear.op._pays", lambda: False)
+    multiply(large, large, torch.empty_like(large))
+    assert ran == ["native"]
+    monkeypatch.setattr("hotplate.kernels.linear.op._pays", lambda: True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(large, large).dtype == torch.bfloat16
+
+
+ZEROS = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: linear(ZEROS, ZEROS.T), r"linear: want x \[..., I\] and weight \[O, I\], got \[2, 3\] and \[3, 2\]"),
+        (lambda: linear(ZEROS, ZEROS, torch.zeros(3)), r"linear: want bias \[2\] or None, got \[3\]"),
+        (lambda: linear(ZEROS.int(), ZEROS), "linear: want a floating x"),
+        (lambda: linear(ZEROS, ZEROS, impl="triton"), "linear: want impl in"),
+        (lambda: linear(ZEROS.double(), ZEROS.double(), impl="native"), "linear: want a CPU tensor of float32"),
+        (lambda: linear(ZEROS.bfloat16(), ZEROS.bfloat16(), impl="native"), "linear: want float32 with impl='native'"),
+        (lambda: multiply(ZEROS, ZEROS, ZEROS), r"multiply: want left \[M, K\] and right \[K, N\], got \[2, 3\]"),
+        (lambda: multiply(ZEROS, ZEROS.T, ZEROS), r"multiply: want out \[2, 2\] with contiguous rows"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wanted(call, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        call()
+
+
+@needs_c
+def test_operands_of_two_dtypes_are_refused():
+    with pytest.raises(ValueError, match=r"linear: want torch.float32 on cpu throughout, got torch.float64 on cpu"):
+        linear(ZEROS, ZEROS.double(), impl="native")
+
+
+@needs_c
+def test_the_operator_keeps_its_promises_to_torch():
+    x, weight, bias = (t.requires_grad_() for t in operands(3, 8, 5))
+    torch.library.opcheck(c_form.operator, (x, weight, bias))
+    torch.library.opcheck(c_form.operator, (x, weight, None))
+
+
+@needs_c
+def test_torch_counts_its_flops():
+    x, weight, bias = (t.requires_grad_() for t in operands(3, 8, 5))
+    for impl in ("eager", "native"):
+        with FlopCounterMode(display=False) as counter:
+            linear(x, weight, bias, impl=impl).sum().backward()
+        assert counter.get_total_flops() == 3 * 2 * 3 * 8 * 5
