@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hotplate.kernels.linear import multiply
+
 Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
