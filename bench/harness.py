@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotplate.kernels.linear import multiply
+from hotplate.kernels.product import multiply
 
 Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.cross_entropy.reference import Loss
-from hotplate.kernels.linear import multiply
+from hotplate.kernels.product import multiply
 
 # A form is a module with `rows`; triton's is imported when it is asked for.
 MODULES = {

@@ -1,3 +1,3 @@
-from hotplate.kernels.linear.op import linear, multiply
+from hotplate.kernels.linear.op import linear
 
-__all__ = ["linear", "multiply"]
+__all__ = ["linear"]

@@ -37,8 +37,8 @@ typedef struct {
     int add;           /* C += */
 } product;
 
-/* 1 where it was measured to be faster than torch's library (README.md). */
-int linear_pays(void) {
+/* 1 where it was measured to be faster than torch's library (kernels/linear/README.md). */
+int product_pays(void) {
 #if defined(__AVX512F__) && defined(__x86_64__)
     __builtin_cpu_init();
     return __builtin_cpu_is("amd") != 0;
@@ -168,10 +168,10 @@ static void block(const product *p, int64_t top, int64_t bottom, int64_t left, i
 }
 
 /* Bytes of the panels of one thread, which start at a multiple of LINE. */
-int64_t linear_panel_bytes(void) { return sizeof(float) * (ROWS + COLUMNS) * DEPTH; }
+int64_t product_panel_bytes(void) { return sizeof(float) * (ROWS + COLUMNS) * DEPTH; }
 
-/* C's rows or columns, whichever are more, are divided among threads. `panels`: linear_panel_bytes() per thread. */
-void linear_product(const product *p, char *panels, int threads) {
+/* C's rows or columns, whichever are more, are divided among threads. `panels`: product_panel_bytes() per thread. */
+void product_of(const product *p, char *panels, int threads) {
     if (p->K == 0) {
         for (int64_t i = 0; i < p->M && !p->add; i++)
             for (int64_t j = 0; j < p->N; j++) p->C[i * p->C_row + j] = p->bias ? p->bias[j] : 0.0f;
@@ -182,7 +182,7 @@ void linear_product(const product *p, char *panels, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < threads; t++) {
         const int64_t from = least(size, units * t / threads * unit), to = least(size, units * (t + 1) / threads * unit);
-        float *mine = (float *)(panels + linear_panel_bytes() * t);
+        float *mine = (float *)(panels + product_panel_bytes() * t);
         if (from == to) continue;
         if (by_columns) block(p, 0, p->M, from, to, mine);
         else block(p, from, to, 0, p->N, mine);
