@@ -1,6 +1,7 @@
 """The one batch that every task trains and evaluates on.
 
-Letters: B rows, T time steps of a row, S document slots (fixed, so that shapes never change).
+Letters: B rows, T time steps of a row, S document slots, A attention steps (fixed, so that
+shapes never change).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,10 @@ class Batch:
     sequences: Tensor | None = None  # int64 [N, L], places of each sequence's scored targets in the flattened [B * T],
     # filled up with B * T
     reference: Tensor | None = None  # float32 [N], log-probability of each sequence under the reference model
+    # Sequences that share a beginning, which is in the row once: attention alone reads it once per sequence.
+    spread: Tensor | None = None  # int64 [B, A], place in the flattened [B * T] of each step that attention sees;
+    # cu_seqlens is then over [B * A]
+    gather: Tensor | None = None  # int64 [B, T], place in the flattened [B * A] of each step's attention output
 
     @property
     def rows(self) -> int:

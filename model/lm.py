@@ -4,6 +4,7 @@ Letters: B rows, T steps, D width, V vocabulary.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from hotplate.model.block import Block
 from hotplate.model.config import ModelConfig
 from hotplate.model.init import initialise
 from hotplate.model.norm import Norm
-from hotplate.model.rows import Rows
+from hotplate.model.rows import Forks, Rows
 from hotplate.model.state import State
 
 
@@ -111,9 +112,15 @@ class LanguageModel(nn.Module):
     def hidden(self, batch: Batch, state: State | None = None) -> tuple[Tensor, State]:
         """Normalised features [B, T, D] before the head, and the next state."""
         documents: Tensor | Layout | None = batch.cu_seqlens
+        seen = batch.tokens if batch.spread is None else batch.spread
         if batch.tokens.is_cuda and self.config.mixer.kind == "attention":  # once for all layers
-            documents = layout(batch.cu_seqlens, *batch.tokens.shape, device=batch.tokens.device)
-        rows = Rows(batch.resets, documents)
+            documents = layout(batch.cu_seqlens, *seen.shape, device=batch.tokens.device)
+        forks = None
+        if batch.spread is not None and batch.gather is not None:
+            if self.config.recurrent:
+                raise ValueError("model: want batches without shared beginnings for recurrent layers")
+            forks = Forks(batch.spread, batch.gather)
+        rows = Rows(batch.resets, documents, forks=forks)
         return self.features(batch.tokens, batch.positions, rows, state)
 
     def features(self, tokens: Tensor, positions: Tensor, rows: Rows, state: State | None) -> tuple[Tensor, State]:
@@ -134,7 +141,7 @@ class LanguageModel(nn.Module):
         if config.positions == "rotary":
             mixer = config.mixer
             turned = rotation(positions, mixer.head_width, mixer.rope_theta, mixer.rotary_width)
-            rows = Rows(rows.resets, rows.documents, turned)
+            rows = replace(rows, rotation=turned)
         if state is None:
             state = self.initial_state(tokens.shape[0])
         layers = []

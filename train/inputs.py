@@ -46,7 +46,7 @@ def _pair_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
         raise InputError("--preference.pairs: excludes --growth and --data.mode stream; train in two runs")
     pairs = read_pairs(Path(name), dataset.tokenizer)
     shape = {"rows": config.batch, "window": config.data.window}
-    return PairSource(pairs, seed=config.seed, eod=dataset.eod, where=name, **shape)
+    return PairSource(pairs, seed=config.seed, eod=dataset.eod, shared=not config.model.recurrent, where=name, **shape)
 
 
 def build_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
@@ -72,8 +72,8 @@ def describe_data(source: Source, plan: Plan) -> str:
     """How much text there is, how full its rows are, and how often the budget reads it."""
     if isinstance(source, PairSource):
         return (
-            f"data        {len(source.pairs):,} preference pairs; rows {source.fill:.2%} full; the budget reads them "
-            f"{source.epoch(plan.steps):.2f} times"
+            f"data        {len(source.pairs):,} preference pairs{', prompts shared' if source.shared else ''}; "
+            f"rows {source.fill:.2%} full; the budget reads them {source.epoch(plan.steps):.2f} times"
         )
     split = source.split
     kind = "packed" if isinstance(source, PackedSource) else "stream"

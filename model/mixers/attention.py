@@ -49,7 +49,11 @@ class Attention(nn.Module):
         if "k" in state:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
             state = {"k": k, "v": v}
+        if rows.forks is not None:
+            q, k, v = (rows.forks.unfold(x) for x in (q, k, v))
         y = attention(q, k, v, rows.documents, impl=self.mixer.impl)
+        if rows.forks is not None:
+            y = rows.forks.fold(y)
         return self.out(y.reshape(B, T, heads * K)), state
 
     def initial_state(self, rows: int, device: torch.device, dtype: torch.dtype, cache: bool) -> LayerState:

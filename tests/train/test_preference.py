@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from models import TINY, build
 from runs import same
 
@@ -28,8 +30,8 @@ def invented_pairs(count: int, seed: int = 0, longest: int = 7) -> list[Pair]:
     return [Pair(*(random.integers(4, VOCAB, random.integers(1, longest)) for _ in range(3))) for _ in range(count)]
 
 
-def make_source(pairs: list[Pair], rows: int = 3, window: int = 32) -> PairSource:
-    return PairSource(pairs, rows=rows, window=window, seed=5, eod=EOD, where="pairs")
+def make_source(pairs: list[Pair], rows: int = 3, window: int = 32, shared: bool = True) -> PairSource:
+    return PairSource(pairs, rows=rows, window=window, seed=5, eod=EOD, shared=shared, where="pairs")
 
 
 def naive_scores(model, pairs: list[Pair]) -> torch.Tensor:
@@ -80,7 +82,8 @@ CONFIGS = {
 def test_scores_loss_and_gradients_are_those_of_the_padded_form(name: str, model: str) -> None:
     config, policy = CONFIGS[name], build(TINY[model])
     pairs = invented_pairs(9)
-    source = make_source(pairs)
+    pairs[4] = replace(pairs[4], prompt=np.zeros(0, np.int64))
+    source = make_source(pairs, shared=model != "lstm")
     source.reference = np.random.default_rng(1).normal(-20, 1, (9, 2)).astype(np.float32)
     ours, count, seen = torch.zeros((), dtype=torch.float64), 0.0, []
     for row in range(source.plan_rows):
@@ -119,6 +122,33 @@ def test_batches_depend_on_seed_step_and_rows_alone() -> None:
     assert torch.equal(whole.tokens, torch.cat([part.tokens for part in parts]))
     assert len(whole.reference) == sum(len(part.reference) for part in parts)
     assert source.fill > 0.7 and whole.weights.sum() == (whole.sequences < whole.tokens.numel()).sum()
+
+
+@given(st.lists(st.tuples(*[st.integers(low, 6) for low in (0, 1, 1)]), min_size=1, max_size=12))
+def test_a_prompt_is_in_its_row_once_and_attention_sees_every_sequence_whole(sizes) -> None:
+    pairs = [Pair(*(np.full(size, 4 + n, np.int64) for size in three)) for n, three in enumerate(sizes)]
+    shared, apart = make_source(pairs, window=40), make_source(pairs, window=40, shared=False)
+    places = sum(pair.size(shared=True) for pair in pairs)
+    assert places == sum(len(p.prompt) + len(p.chosen) + len(p.rejected) + 2 for p in pairs)
+    assert shared.fill == places / (shared.plan_rows * 40) and shared.plan_rows <= apart.plan_rows
+    for row in range(shared.plan_rows):
+        batch, numbers = shared.of_rows([row])
+        assert batch.spread is not None and batch.gather is not None and batch.cu_seqlens is not None
+        seen = batch.tokens.flatten()[batch.spread.flatten()]
+        ends = torch.unique(batch.cu_seqlens).tolist()
+        whole = [pairs[n].sequence(y, EOD)[:-1] for n in numbers for y in (pairs[n].chosen, pairs[n].rejected)]
+        for begin, end, wanted in zip(ends, ends[1:], whole, strict=False):
+            assert seen[begin:end].tolist() == wanted.tolist()
+            assert batch.positions.flatten()[batch.spread.flatten()[begin:end]].tolist() == list(range(end - begin))
+        used = sum(pairs[n].size(shared=True) for n in numbers)
+        back = batch.spread.flatten()[batch.gather.flatten()[:used]]
+        assert back.tolist() == list(range(used))
+
+
+def test_recurrent_layers_refuse_shared_beginnings() -> None:
+    batch, _ = make_source(invented_pairs(3)).of_rows([0])
+    with pytest.raises(ValueError, match="without shared beginnings"):
+        build(TINY["lstm"])(batch)
 
 
 def write(path: Path, pairs: list[Pair]) -> Path:
@@ -181,7 +211,7 @@ def test_bad_pairs_are_one_clear_error(train_tiny, tmp_path: Path) -> None:
         "line 1: want an object with prompt, chosen, rejected": '{"prompt": [4]}',
         "line 1: an empty continuation": '{"prompt": [4], "chosen": [], "rejected": [6]}',
         "line 1: chosen: ids 99999..99999": '{"prompt": [4], "chosen": [99999], "rejected": [6]}',
-        "line 1: rejected: want text or a list": '{"prompt": [4], "chosen": [5], "rejected": 7}',
+        "line 1: rejected: want text, token ids or an object": '{"prompt": [4], "chosen": [5], "rejected": 7}',
         "holds no pair": "\n",
         "pair 1 takes": json.dumps({"prompt": [4] * 40, "chosen": [5], "rejected": [6]}),
     }

@@ -10,7 +10,9 @@ import numpy as np
 from hotplate.train.data.corpora import CORPORA
 from hotplate.train.data.documents import FolderSource, Skipped
 from hotplate.train.errors import InputError
+from hotplate.train.speech.tales import tales
 
+TALES = "tales"
 HELD_OUT = 5  # of this many sentences one is for tests: the same one in every call
 SPEAKABLE = re.compile(r"[A-Za-z][A-Za-z ,;:'\-]*[.!?]")
 
@@ -23,7 +25,10 @@ def sentences(text: str, words: tuple[int, int]) -> list[str]:
 
 
 def documents(source: str) -> Iterator[tuple[str, str]]:
-    """(identifier, text) of a built-in corpus, a file or a folder."""
+    """(identifier, text) of the template stories (`tales`), a built-in corpus, a file or a folder."""
+    if source == TALES:
+        yield from tales()
+        return
     reader = CORPORA.get(source) or FolderSource(Path(source))
     for document in reader.read(Skipped()):
         yield document.identifier, document.text
