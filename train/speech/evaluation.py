@@ -8,63 +8,112 @@ from typing import Any
 import numpy as np
 import torch
 
+from hotplate.model.lm import LanguageModel
 from hotplate.train.errors import InputError
 from hotplate.train.speech.audio import read_audio
 from hotplate.train.speech.encoder import UnitEncoder
 from hotplate.train.speech.layouts import Layout, read_pairs
 from hotplate.train.speech.likelihood import compare, unit_scores
-from hotplate.train.trained import load_trained
+from hotplate.train.trained import Trained, load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig:
-    """Which pairs, and how they are scored."""
+class ReadConfig:
+    """How folders of pairs are read."""
 
-    pairs: str
-    """folder of wav files"""
     layout: Layout = "storycloze"
     """how the files are named: sblimp, swuggy, storycloze or salmon"""
-    total: bool = False
-    """compare summed log-probabilities instead of means over units"""
     resample: bool = False
     """convert files of another sample rate; without it they are errors"""
     limit: int | None = None
     """pairs of each category; none = all"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig(ReadConfig):
+    """Which pairs, and how they are scored."""
+
+    pairs: str
+    """folder of wav files"""
+    total: bool = False
+    """compare summed log-probabilities instead of means over units"""
     run_device: str = "cpu"
     """where the language model runs: cpu or cuda"""
 
 
-def evaluate_pairs(run: Path, encoder: UnitEncoder, config: PairsConfig) -> dict[str, Any]:
-    """Accuracy of each category and of all pairs. InputError: other units than the model's, unreadable audio."""
-    trained = load_trained(run, torch.device(config.run_device))
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Units of both sides, pair by pair; `left_out` says which pairs could not be read, and why."""
+
+    categories: list[str]
+    right: list[np.ndarray]
+    wrong: list[np.ndarray]
+    left_out: list[str]
+
+
+def open_model(run: Path, encoder: UnitEncoder, device: str) -> Trained:
+    """A model of the encoder's units. InputError for one that was trained on others."""
+    trained = load_trained(run, torch.device(device))
     if trained.tokenizer != encoder.description.fingerprint:
         raise InputError(
             f"{run}: trained on units or tokens {trained.tokenizer[:16]}, the encoder makes "
             f"{encoder.description.fingerprint[:16]}; use the --backend, --codebook and --model of its data"
         )
-    kept = []
+    return trained
+
+
+def encode_pairs(folder: Path, encoder: UnitEncoder, config: ReadConfig) -> EncodedPairs:
+    """Units of the pairs of a folder. A pair with a bad file is left out; InputError when no pair is left."""
+    encoded = EncodedPairs([], [], [], [])
     seen: dict[str, int] = defaultdict(int)
-    for pair in read_pairs(Path(config.pairs), config.layout):
+    for pair in read_pairs(folder, config.layout):
         seen[pair.category] += 1
-        if config.limit is None or seen[pair.category] <= config.limit:
-            kept.append(pair)
-    right = unit_scores(trained.model, [_units(encoder, pair.right, config) for pair in kept], total=config.total)
-    wrong = unit_scores(trained.model, [_units(encoder, pair.wrong, config) for pair in kept], total=config.total)
+        if config.limit is not None and seen[pair.category] > config.limit:
+            continue
+        try:
+            right, wrong = (units_of(encoder, path, config.resample) for path in (pair.right, pair.wrong))
+        except InputError as error:
+            encoded.left_out.append(str(error))
+            continue
+        encoded.categories.append(pair.category)
+        encoded.right.append(right)
+        encoded.wrong.append(wrong)
+    if not encoded.categories:
+        raise InputError(f"{folder}: no pair can be used; the first: {encoded.left_out[0]}")
+    return encoded
+
+
+def score_pairs(model: LanguageModel, encoded: EncodedPairs, total: bool) -> dict[str, dict[str, Any]]:
+    """Accuracy of each category, and of all pairs where there are several."""
+    right, wrong = (unit_scores(model, side, total=total) for side in (encoded.right, encoded.wrong))
+    return by_category(encoded.categories, right, wrong)
+
+
+def by_category(categories: list[str], right: list[float], wrong: list[float]) -> dict[str, dict[str, Any]]:
+    """`compare` of the scores of each category, and of all where there are several."""
     members: dict[str, list[int]] = defaultdict(list)
-    for number, pair in enumerate(kept):
-        members[pair.category].append(number)
+    for number, category in enumerate(categories):
+        members[category].append(number)
     if len(members) > 1:
-        members["all pairs"] = list(range(len(kept)))
-    categories = {
+        members["all pairs"] = list(range(len(categories)))
+    return {
         name: compare([right[i] for i in numbers], [wrong[i] for i in numbers]).to_dict()
         for name, numbers in members.items()
     }
+
+
+def evaluate_pairs(run: Path, encoder: UnitEncoder, config: PairsConfig) -> dict[str, Any]:
+    """Accuracy of each category and of all pairs. InputError: other units than the model's, no usable pair."""
+    trained = open_model(run, encoder, config.run_device)
+    encoded = encode_pairs(Path(config.pairs), encoder, config)
     facts = {"run": str(run), "step": trained.step, "pairs": config.pairs, "layout": config.layout}
-    return {**facts, "fingerprint": trained.tokenizer, "summed": config.total, "categories": categories}
+    facts |= {"fingerprint": trained.tokenizer, "summed": config.total, "left_out": encoded.left_out}
+    return {**facts, "categories": score_pairs(trained.model, encoded, config.total)}
 
 
-def _units(encoder: UnitEncoder, path: Path, config: PairsConfig) -> np.ndarray:
+def units_of(encoder: UnitEncoder, path: Path, resample: bool) -> np.ndarray:
+    """Units of a file; an InputError names it."""
     try:
-        return encoder.encode_one(read_audio(path, encoder.features.sample_rate, config.resample)).units
+        return encoder.encode_one(read_audio(path, encoder.features.sample_rate, resample)).units
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
 from hotplate.model.batch import Batch
 from hotplate.model.lm import LanguageModel
@@ -59,27 +60,52 @@ def compare(right: Sequence[float], wrong: Sequence[float]) -> Accuracy:
 def unit_scores(
     model: LanguageModel, utterances: Sequence[np.ndarray], *, total: bool = False, tokens: int = 16_384
 ) -> list[float]:
-    """Mean (`total`: summed) log-probability in nats of each utterance of units (integers [n]), its end included.
+    """Mean (`total`: summed) log-probability in nats of each utterance of units (integers [n]), its end included."""
+    boundary = np.array([BOUNDARY])
+    sequences = [np.concatenate([boundary, np.asarray(units, np.int64) + FIRST_UNIT, boundary]) for units in utterances]
+    return sequence_scores(model, sequences, total=total, tokens=tokens)
 
-    At most about `tokens` positions are in a batch; an utterance's score does not depend on its batch.
+
+@torch.no_grad()
+def sequence_scores(
+    model: LanguageModel,
+    sequences: Sequence[np.ndarray],
+    *,
+    given: int = 1,
+    allowed: Tensor | None = None,
+    total: bool = False,
+    tokens: int = 16_384,
+) -> list[float]:
+    """Mean (`total`: summed) log-probability in nats of the ids of each sequence (int64 [n]) after the first `given`.
+
+    `allowed` bool [V]: the probabilities are those among these ids alone. At most about `tokens` positions are in a
+    batch; a sequence's score does not depend on its batch. ValueError for a sequence of no more than `given` ids.
     """
-    order = sorted(range(len(utterances)), key=lambda i: len(utterances[i]))
-    scores = [0.0] * len(utterances)
+    if given < 1 or any(len(ids) <= given for ids in sequences):
+        raise ValueError(f"sequence_scores: want more than given = {given} >= 1 ids in every sequence")
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    scores = [0.0] * len(sequences)
     device = model.embedding.weight.device
-    for chosen in _batches(order, utterances, tokens):
-        batch = _batch([utterances[i] for i in chosen]).to(device)
-        nll, _, _ = model.scores(batch)
-        sums = -(nll.double() * batch.weights).sum(dim=1)
+    for chosen in _batches(order, sequences, tokens):
+        batch = _batch([sequences[i] for i in chosen], given).to(device)
+        nll = model.scores(batch)[0] if allowed is None else _restricted(model, batch, allowed.to(device))
+        sums = -torch.where(batch.weights > 0, nll.double(), 0.0).sum(dim=1)
         found = sums if total else sums / batch.weights.sum(dim=1)
         for place, score in zip(chosen, found.tolist(), strict=True):
             scores[place] = score
     return scores
 
 
-def _batches(order: list[int], utterances: Sequence[np.ndarray], tokens: int) -> Iterator[list[int]]:
+def _restricted(model: LanguageModel, batch: Batch, allowed: Tensor) -> Tensor:
+    """Negative log-probability of each target [B, T] among the ids of `allowed`."""
+    logits = model.logits(model.hidden(batch)[0]).float().masked_fill(~allowed, float("-inf"))
+    return -logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+
+
+def _batches(order: list[int], sequences: Sequence[np.ndarray], tokens: int) -> Iterator[list[int]]:
     batch: list[int] = []
     for number in order:
-        if batch and (len(utterances[number]) + 1) * (len(batch) + 1) > tokens:
+        if batch and (len(sequences[number]) - 1) * (len(batch) + 1) > tokens:
             yield batch
             batch = []
         batch.append(number)
@@ -87,16 +113,16 @@ def _batches(order: list[int], utterances: Sequence[np.ndarray], tokens: int) ->
         yield batch
 
 
-def _batch(utterances: list[np.ndarray]) -> Batch:
-    """One utterance a row; causality keeps what follows it from its score, weight 0 leaves it out."""
-    longest = max(map(len, utterances)) + 1
-    inputs = torch.full((len(utterances), longest), BOUNDARY)
+def _batch(sequences: list[np.ndarray], given: int) -> Batch:
+    """One sequence a row; causality keeps what follows it from its score, weight 0 leaves it out."""
+    longest = max(map(len, sequences)) - 1
+    inputs = torch.zeros((len(sequences), longest), dtype=torch.int64)
     targets = inputs.clone()
     weights = torch.zeros(inputs.shape)
-    for row, units in enumerate(utterances):
-        ids = torch.from_numpy(np.asarray(units, np.int64)) + FIRST_UNIT
-        inputs[row, 1 : len(ids) + 1], targets[row, : len(ids)] = ids, ids
-        weights[row, : len(ids) + 1] = 1
+    for row, sequence in enumerate(sequences):
+        ids = torch.from_numpy(np.asarray(sequence, np.int64))
+        inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
+        weights[row, given - 1 : len(ids) - 1] = 1
     return Batch(
         tokens=inputs,
         targets=targets,

@@ -5,6 +5,7 @@ durations. The first line is {"fingerprint": ..., "units": K}.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from hotplate.train.errors import InputError
@@ -15,10 +16,18 @@ from hotplate.train.speech.synthesis import PREFERENCES
 PARTS = ("prompt", "chosen", "rejected")
 
 
-def encode_preferences(folder: Path, out: Path, encoder: UnitEncoder, resample: bool = False) -> int:
-    """Write the triplets of folder/preferences.jsonl with their units to `out`; their number.
+@dataclass(frozen=True)
+class Encoded:
+    """How many triplets a file got, and why others were left out."""
 
-    Paths in it are relative to the folder. InputError: a missing field or file, unreadable audio.
+    written: int
+    failed: list[str]
+
+
+def encode_preferences(folder: Path, out: Path, encoder: UnitEncoder, resample: bool = False) -> Encoded:
+    """Write the triplets of folder/preferences.jsonl with their units to `out`; one with a bad file is left out.
+
+    Paths in it are relative to the folder. InputError: a line that is no triplet, or none that can be used.
     """
     path = folder / PREFERENCES
     try:
@@ -26,18 +35,25 @@ def encode_preferences(folder: Path, out: Path, encoder: UnitEncoder, resample: 
     except OSError as error:
         raise InputError(f"{path}: cannot read the triplets: {error.strerror}") from error
     made = [json.dumps({"fingerprint": encoder.description.fingerprint, "units": encoder.description.units})]
+    failed: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             files = {part: folder / row[f"{part}_path"] for part in PARTS}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}, line {number}: want an object with {PARTS} and _path: {error!r}") from error
-        for part, file in files.items():
-            units, durations = encoder.encode_one(read_audio(file, encoder.features.sample_rate, resample))
-            row[part] = {"units": units.tolist(), "durations": durations.tolist()}
+        try:
+            for part, file in files.items():
+                units, durations = encoder.encode_one(read_audio(file, encoder.features.sample_rate, resample))
+                row[part] = {"units": units.tolist(), "durations": durations.tolist()}
+        except InputError as error:
+            failed.append(f"{path}, line {number}: {error}")
+            continue
         made.append(json.dumps(row))
+    if len(made) == 1:
+        raise InputError(failed[0] if failed else f"{path}: holds no triplet")
     partial = out.with_name(f".{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text("\n".join(made) + "\n", encoding="utf-8")
     partial.replace(out)
-    return len(made) - 1
+    return Encoded(len(made) - 1, failed)

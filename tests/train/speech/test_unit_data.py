@@ -1,5 +1,6 @@
 """Units as a data set: ids, durations, splits, full rows, and a run of the one trainer on them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,16 @@ def test_pairs_under_a_run(trained: Path, tmp_path: Path, run) -> None:
     _, errors = run("evaluate", trained, "--pairs", tmp_path / "pairs", "--no-collapse", expect=2)
     assert "trained on units" in errors
     write_audio(tmp_path / "pairs" / "5_x.wav", babble(0.5, rate=8000), 8000)
+    output, errors = run("evaluate", trained, "--pairs", tmp_path / "pairs", "--json", tmp_path / "found.json")
+    assert "left out" in errors and "5_x.wav: 8000 Hz" in errors and "--resample" in errors
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["categories"]["all"]["pairs"] == 2 and len(found["left_out"]) == 1
+    run("evaluate", trained, "--pairs", tmp_path / "pairs", "--resample", "--json", tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["categories"]["all"]["pairs"] == 3
+    for number in range(6):
+        (tmp_path / "pairs" / f"{number}_x.wav").write_bytes(b"RIFF")
     _, errors = run("evaluate", trained, "--pairs", tmp_path / "pairs", expect=2)
-    assert "8000 Hz" in errors and "--resample" in errors
-    run("evaluate", trained, "--pairs", tmp_path / "pairs", "--resample")
+    assert "no pair can be used" in errors and "cannot read the audio" in errors
 
 
 def test_damaged_units_are_refused(recordings: Path, tmp_path: Path, run) -> None:
