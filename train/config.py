@@ -20,6 +20,8 @@ class DataConfig:
     """built-in corpus (sotu, python-stdlib) or the folder of a prepared data set"""
     mode: Literal["packed", "stream"] = "packed"
     """packed: documents bin-packed into rows, none sees another. stream: contiguous rows, recurrent state carried on"""
+    mix: tuple[str, ...] = ()
+    """packed: splits and their shares of the rows, as in train=0.5 text=0.2 speech=0.3; none = train alone"""
     window: int = 512
     """tokens of a row (and of truncated back-propagation)"""
     document_resets: bool = False

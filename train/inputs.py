@@ -10,6 +10,8 @@ from hotplate.train import checkpoint
 from hotplate.train.budget import Plan
 from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset
+from hotplate.train.data.mixed import MixedTokenizer
+from hotplate.train.data.mixture import MixtureSource
 from hotplate.train.data.pairs import PairSource, read_pairs
 from hotplate.train.data.prepare import open_data
 from hotplate.train.data.sources import PackedSource
@@ -17,8 +19,10 @@ from hotplate.train.data.streams import StreamSource
 from hotplate.train.errors import InputError
 from hotplate.train.resume import differences
 from hotplate.train.settings import to_table
+from hotplate.train.speech.interleaved_source import InterleavedSource
+from hotplate.train.speech.spoken import read_spoken
 
-Source = PackedSource | StreamSource | PairSource
+Source = PackedSource | StreamSource | PairSource | MixtureSource
 
 
 def open_sources(config: TrainConfig, verify: Literal["header", "full"]) -> tuple[Dataset, list[Source]]:
@@ -63,9 +67,42 @@ def build_source(config: TrainConfig, name: str, dataset: Dataset) -> Source:
             "raise the context or shorten the window"
         )
     shape = {"rows": config.batch, "window": data.window, "vocab": dataset.vocab}
+    if data.mix:
+        return _mixture(config, name, dataset)
     if data.mode == "packed":
-        return PackedSource(split, seed=config.seed, byte_lengths=lengths, **shape)
+        return _packed(config, dataset, "train", config.batch)
     return StreamSource(split, resets=data.document_resets, byte_lengths=lengths, **shape)
+
+
+def _packed(config: TrainConfig, dataset: Dataset, split: str, rows: int) -> PackedSource:
+    """Rows of a split; of the train split of a data set with word times, drawn anew in every epoch."""
+    tokenizer, window = dataset.tokenizer, config.data.window
+    spoken = read_spoken(dataset) if split == "train" and isinstance(tokenizer, MixedTokenizer) else None
+    if spoken is not None:
+        assert isinstance(tokenizer, MixedTokenizer)
+        documents, how = spoken
+        return InterleavedSource(documents, tokenizer, how, rows=rows, window=window, seed=config.seed)
+    lengths = tokenizer.byte_lengths()
+    shape = {"rows": rows, "window": window, "vocab": dataset.vocab}
+    return PackedSource(dataset.split(split), seed=config.seed, byte_lengths=lengths, **shape)
+
+
+def _mixture(config: TrainConfig, name: str, dataset: Dataset) -> MixtureSource:
+    """Rows of several splits in given shares. InputError for what is no share, or no split."""
+    if config.data.mode != "packed":
+        raise InputError("--data.mix: want --data.mode packed; streams are not mixed")
+    shares: dict[str, float] = {}
+    for each in config.data.mix:
+        split, _, share = each.partition("=")
+        try:
+            shares[split] = float(share)
+        except ValueError as error:
+            raise InputError(f"--data.mix {each!r}: want SPLIT=SHARE, as in text=0.2") from error
+    sources = {split: _packed(config, dataset, split, 1) for split in shares}
+    try:
+        return MixtureSource(sources, shares, config.batch)
+    except ValueError as error:
+        raise InputError(f"--data.mix of {name}: {error}") from error
 
 
 def describe_data(source: Source, plan: Plan) -> str:
@@ -75,6 +112,12 @@ def describe_data(source: Source, plan: Plan) -> str:
             f"data        {len(source.pairs):,} preference pairs{', prompts shared' if source.shared else ''}; "
             f"rows {source.fill:.2%} full; the budget reads them {source.epoch(plan.steps):.2f} times"
         )
+    if isinstance(source, MixtureSource):
+        read = source.epochs(plan.steps)
+        parts = (
+            f"{name} {share:.1%} of the rows, read {read[name]:.2f} times" for name, share in source.shares.items()
+        )
+        return f"data        {'; '.join(parts)}; rows {source.fill:.2%} full"
     split = source.split
     kind = "packed" if isinstance(source, PackedSource) else "stream"
     return (

@@ -23,6 +23,7 @@ from hotplate.train.checkpoint import Checkpoint
 from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.loader import Loader
+from hotplate.train.data.mixed import MixedTokenizer
 from hotplate.train.data.pairs import PairSource
 from hotplate.train.engines import build
 from hotplate.train.engines.base import weights_type
@@ -43,7 +44,7 @@ from hotplate.train.schedule import factor, factor_after_growth
 from hotplate.train.settings import to_table
 from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
 from hotplate.train.spikes import LossWatch
-from hotplate.train.step import Precision, Step
+from hotplate.train.step import Counted, Objective, Precision, Step
 from hotplate.train.summary import finish
 from hotplate.train.tensor_files import Piece
 from hotplate.train.watchdog import Watchdog
@@ -126,7 +127,10 @@ class Session:
         if part.grown and progress.step == plan.grows_after:
             with self.goodput.during("grow"):
                 self._grow(progress)
-        targets, objective = plan.tokens_per_step, None
+        targets = plan.tokens_per_step
+        objective: Objective | None = None
+        if isinstance(tokenizer := self.dataset.tokenizer, MixedTokenizer):
+            objective = Counted("speech_share", *tokenizer.range_of("speech"))
         if isinstance(source, PairSource):
             targets = max(1, round(len(source.pairs) * source.rows / source.plan_rows))
             objective = PreferenceLoss(config.preference)

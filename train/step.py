@@ -77,6 +77,18 @@ class NextToken:
         return output.loss_sum, output.weight_sum, output.weight_sum.new_empty(0)
 
 
+class Counted(NextToken):
+    """The same, and the share of scored targets whose ids lie in [first, last): units among text, say."""
+
+    def __init__(self, name: str, first: int, last: int) -> None:
+        self.names = (name,)
+        self.first, self.last = first, last
+
+    def __call__(self, output: Output, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        inside = (batch.targets >= self.first) & (batch.targets < self.last)
+        return output.loss_sum, output.weight_sum, (batch.weights * inside).sum().view(1)
+
+
 class Step:
     """The update of one rank. Gradient accumulation and data parallelism give the same sums: the loss is a sum, and
     the total number of targets divides the gradient once, at the end."""

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from hotplate.model.generate import generate
 from hotplate.train import settings
 from hotplate.train.console import say
+from hotplate.train.data.mixed import MixedTokenizer
 from hotplate.train.data.prepare import open_data
 from hotplate.train.errors import InputError
 from hotplate.train.trained import load_trained
@@ -28,6 +30,8 @@ class GenerateConfig:
     """draw among the k likeliest; none = all"""
     repetition_penalty: float = 1.0
     """ids that occurred: logits divided by this above zero, multiplied below; 1 = none"""
+    only: Literal["text", "speech"] | None = None
+    """models of text and units: draw nothing else; a marker of it follows the prompt where the prompt ends otherwise"""
     samples: int = 1
     """continuations"""
     seed: int = 0
@@ -46,6 +50,12 @@ def main(arguments: Sequence[str]) -> int:
     dataset = open_data(trained.config.data.source, vocab=trained.config.model.vocab, verify="header")
     trained.check_tokenizer(dataset)
     ids = [dataset.eod, *dataset.tokenizer.encode(config.prompt).tolist()]
+    allowed = None
+    if config.only is not None:
+        if not isinstance(tokenizer := dataset.tokenizer, MixedTokenizer):
+            raise InputError(f"--only {config.only}: the model's data set holds no text and units together")
+        allowed = torch.from_numpy(tokenizer.allowed(config.only)).to(device)
+        ids = tokenizer.turn(ids, config.only)
     prompt = torch.tensor([ids] * config.samples, device=device)
     generator = torch.Generator(device).manual_seed(config.seed)
     try:
@@ -56,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
             temperature=config.temperature,
             top_k=config.top_k,
             repetition_penalty=config.repetition_penalty,
+            allowed=allowed,
             generator=generator,
         )
     except ValueError as error:

@@ -18,6 +18,7 @@ from hotplate.train.errors import InputError
 from hotplate.train.speech.audio import write_audio
 from hotplate.train.speech.comparison import CompareConfig, compare_runs, plot
 from hotplate.train.speech.continuation import ContinueConfig, Speak, continue_speech
+from hotplate.train.speech.cross_modal import CrossConfig, evaluate_cross
 from hotplate.train.speech.encoder import UnitEncoder, open_encoder, open_features
 from hotplate.train.speech.evaluation import PairsConfig, evaluate_pairs
 from hotplate.train.speech.extract import ExtractConfig, extract
@@ -27,6 +28,7 @@ from hotplate.train.speech.judge import JudgeConfig, judge
 from hotplate.train.speech.mel import HOP
 from hotplate.train.speech.preferences import encode_preferences
 from hotplate.train.speech.prepare import StoreConfig, prepare_units
+from hotplate.train.speech.spoken import SpokenConfig, prepare_spoken
 from hotplate.train.speech.store import UnitFolder
 from hotplate.train.speech.synthesis import SynthesisConfig, synthesise
 from hotplate.train.speech.vocoder import UnitVocoder
@@ -123,6 +125,26 @@ class Evaluate(PairsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interleave(SpokenConfig):
+    """Make a data set whose documents switch between text and speech, drawn anew in every epoch."""
+
+    units: Inputs
+    """folders of `hotplate speech encode`"""
+    out: Out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cross(CrossConfig):
+    """How often a model of text and units finds the right ending likelier, spoken or written."""
+
+    run: tyro.conf.Positional[str]
+    """run or checkpoint folder"""
+    json: str | None = None
+    """also write the results to this file"""
+    encoder: Encoder = field(default_factory=EncoderFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare(CompareConfig):
     """Measure several models side by side: NAME=RUN ..."""
 
@@ -184,6 +206,8 @@ Command = (
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Preferences, tyro.conf.subcommand("preferences")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Interleave, tyro.conf.subcommand("interleave")]
+    | Annotated[Cross, tyro.conf.subcommand("cross")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Continue, tyro.conf.subcommand("continue")]
     | Annotated[Judge, tyro.conf.subcommand("judge")]
@@ -215,8 +239,16 @@ def main(arguments: list[str]) -> int:
             )
             _left_out(made.failed)
             console.say(f"{made.written} triplets in {command.out}, {len(made.failed)} left out")
+        case Interleave():
+            prepared = prepare_spoken(command.units, Path(command.out), command)
+            _left_out(prepared.failed)
+            describe(prepared.dataset)
+            for split, counts in prepared.dataset.manifest.source["tokens"].items():
+                console.say(f"{split:12} {counts['text']:,} ids of text, {counts['speech']:,} of units")
         case Evaluate():
-            _evaluate(command)
+            _accuracies(evaluate_pairs(Path(command.run), command.encoder.open(), command), command.json)
+        case Cross():
+            _accuracies(evaluate_cross(Path(command.run), command.encoder.open(), command), command.json)
         case Compare():
             _compare(command)
         case Continue():
@@ -273,16 +305,15 @@ def _write(results: dict[str, Any], path: str | None) -> None:
         Path(path).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def _evaluate(command: Evaluate) -> None:
-    results = evaluate_pairs(Path(command.run), command.encoder.open(), command)
+def _accuracies(results: dict[str, Any], path: str | None) -> None:
     _left_out(results["left_out"])
     columns = ["category", "pairs", "accuracy", "95% low", "high", "p of chance"]
     rows = [
         [name, str(r["pairs"]), *(f"{r[key]:.4f}" for key in ("accuracy", "low", "high")), f"{r['p_value']:.3g}"]
         for name, r in results["categories"].items()
     ]
-    console.table(f"{command.run}, {command.pairs}", columns, rows)
-    _write(results, command.json)
+    console.table(f"{results['run']}, {results['pairs']}", columns, rows)
+    _write(results, path)
 
 
 def _compare(command: Compare) -> None:

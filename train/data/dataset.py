@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hotplate.train.data.mixed import AnyTokenizer, open_tokenizer
 from hotplate.train.data.shards import Shard, Verify, check_ids
-from hotplate.train.data.units import AnyTokenizer, open_tokenizer
 from hotplate.train.errors import InputError
 from hotplate.train.untrusted import plain_name, read_object
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from hotplate.train.data.dataset import Manifest, ShardEntry
 from hotplate.train.data.documents import Document
+from hotplate.train.data.mixed import AnyTokenizer
 from hotplate.train.data.processes import in_order
 from hotplate.train.data.shards import Shard, ShardWriter
 from hotplate.train.data.tokenizer import Tokenizer
-from hotplate.train.data.units import AnyTokenizer
 from hotplate.train.errors import InputError
 
 SPLITS = ("train", "validation", "test")

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from hotplate.model.batch import Batch
+from hotplate.train.data.mixed import AnyTokenizer
 from hotplate.train.data.packing import best_fit_decreasing
 from hotplate.train.data.permutation import permute
 from hotplate.train.data.rows import boundaries, check_rows, make_batch
-from hotplate.train.data.units import FIRST_UNIT, AnyTokenizer, UnitTokenizer
+from hotplate.train.data.units import FIRST_UNIT, UnitTokenizer
 from hotplate.train.errors import InputError
 from hotplate.train.untrusted import parse_json
 
@@ -49,7 +50,7 @@ def read_pairs(path: Path, tokenizer: AnyTokenizer) -> list[Pair]:
     """InputError naming file and line for what is no pair, an empty continuation, an id outside the vocabulary, or
     other units than the tokenizer's. A first line with a `fingerprint` says which units they are.
     """
-    pairs = []
+    pairs: list[Pair] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -4,14 +4,28 @@ G global rows per optimiser step, T pairs per row. Global row g of step s is row
 sequence of epochs, so a batch depends on (seed, step, rows) alone: not on ranks, micro-batches or resumption.
 """
 
+from typing import Protocol
+
 import numpy as np
 
 from hotplate.model.batch import Batch
-from hotplate.train.data.dataset import Split
 from hotplate.train.data.packing import plan_rows
 from hotplate.train.data.permutation import permute
 from hotplate.train.data.rows import boundaries, check_enough, check_rows, make_batch
 from hotplate.train.errors import InputError
+
+
+class Documents(Protocol):
+    """What rows are cut from: a `Split`, or documents in memory."""
+
+    name: str
+    documents: int
+    tokens: int
+    starts: np.ndarray
+    vocab: int
+    eod: int
+
+    def gather(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class PackedSource:
@@ -23,7 +37,7 @@ class PackedSource:
     the boundaries that a row may need.
     """
 
-    def __init__(self, split: Split, *, rows: int, window: int, seed: int, byte_lengths: np.ndarray, vocab: int):
+    def __init__(self, split: Documents, *, rows: int, window: int, seed: int, byte_lengths: np.ndarray, vocab: int):
         if vocab != split.vocab:
             raise InputError(f"the model has {vocab:,} ids, split {split.name!r} has {split.vocab:,}")
         check_enough(split, rows, window)
@@ -43,7 +57,15 @@ class PackedSource:
         Raises InputError naming shard, offset and id if a token is outside the vocabulary.
         """
         check_rows(rows, self.rows)
-        plan_row = self._plan_rows(step, rows)
+        return self.of_sequence(step * self.rows + np.arange(rows.start, rows.stop))
+
+    def of_sequence(self, sequence: np.ndarray) -> Batch:
+        """The rows at these places (int64 [B]) of the endless sequence of epochs."""
+        return self.of_plan_rows(self._plan_rows(sequence))
+
+    def of_plan_rows(self, plan_row: np.ndarray) -> Batch:
+        """These rows (int64 [B]) of the plan."""
+        rows = range(len(plan_row))
         count = self.plan.first[plan_row + 1] - self.plan.first[plan_row]
         piece = np.repeat(self.plan.first[plan_row], count) + _ramp(count)
         sizes = self.plan.sizes[piece].astype(np.int64)
@@ -73,9 +95,8 @@ class PackedSource:
             bounds=boundaries(starts, len(rows) * self.segments),
         )
 
-    def _plan_rows(self, step: int, rows: range) -> np.ndarray:
-        """int64 row of the plan for each global row: the epoch's permutation of its place in the epoch."""
-        sequence = step * self.rows + np.arange(rows.start, rows.stop)
+    def _plan_rows(self, sequence: np.ndarray) -> np.ndarray:
+        """int64 row of the plan for each place: the epoch's permutation of its place in the epoch."""
         epochs, places = np.divmod(sequence, self.plan.rows)
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs):

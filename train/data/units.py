@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from hotplate.train.data.tokenizer import Tokenizer
 from hotplate.train.errors import InputError
 from hotplate.train.untrusted import read_object
 
@@ -119,11 +118,3 @@ class UnitTokenizer:
     def character_lengths(self) -> np.ndarray:
         """int32 [V]: the same as the bytes."""
         return self.byte_lengths()
-
-
-AnyTokenizer = Tokenizer | UnitTokenizer
-
-
-def open_tokenizer(path: Path, eod: int) -> AnyTokenizer:
-    """A data set's tokenizer: units where the file is called units.json, else text."""
-    return UnitTokenizer.load(path) if path.name == FILE else Tokenizer.load(path, eod)

@@ -21,7 +21,7 @@ from hotplate.train.reference import reference_scores
 from hotplate.train.science.figures import FAMILIES, PALETTE, STYLE
 from hotplate.train.sinks import read_records
 from hotplate.train.speech.encoder import UnitEncoder
-from hotplate.train.speech.evaluation import ReadConfig, encode_pairs, open_model, score_pairs
+from hotplate.train.speech.evaluation import ReadConfig, Speaking, encode_pairs, open_model, score_pairs
 from hotplate.train.speech.likelihood import compare
 from hotplate.train.trained import Trained
 
@@ -70,7 +70,7 @@ def compare_runs(runs: tuple[str, ...], encoder: UnitEncoder, config: CompareCon
         encoded = encode_pairs(folder, encoder, config)
         results["left_out"] += encoded.left_out
         for run, (_, trained) in models.items():
-            results["runs"][run]["pairs"][name] = score_pairs(trained.model, encoded, total=False)
+            results["runs"][run]["pairs"][name] = score_pairs(Speaking(trained, None), encoded, total=False)
     if config.triplets is not None:
         found = {run: _margins(trained, Path(config.triplets), encoder) for run, (_, trained) in models.items()}
         base = next(iter(found)) if config.base is None else config.base

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hotplate.model.lm import LanguageModel
+from hotplate.train.data.dataset import Dataset
+from hotplate.train.data.mixed import MixedTokenizer, Modality, Segment
+from hotplate.train.data.units import BOUNDARY, FIRST_UNIT
 from hotplate.train.errors import InputError
 from hotplate.train.speech.audio import read_audio
 from hotplate.train.speech.encoder import UnitEncoder
 from hotplate.train.speech.layouts import Layout, read_pairs
-from hotplate.train.speech.likelihood import compare, unit_scores
+from hotplate.train.speech.likelihood import compare, sequence_scores
 from hotplate.train.trained import Trained, load_trained
 
 
@@ -37,6 +40,8 @@ class PairsConfig(ReadConfig):
     """folder of wav files"""
     total: bool = False
     """compare summed log-probabilities instead of means over units"""
+    only: Modality | None = None
+    """models of text and units: probabilities among the ids of one of them"""
     run_device: str = "cpu"
     """where the language model runs: cpu or cuda"""
 
@@ -49,6 +54,43 @@ class EncodedPairs:
     right: list[np.ndarray]
     wrong: list[np.ndarray]
     left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """A model, and how it is given units: the ids of a sequence begin with `given` that are not scored."""
+
+    trained: Trained
+    mixed: MixedTokenizer | None  # of a model of text and units
+
+    @property
+    def given(self) -> int:
+        return 1 if self.mixed is None else 2
+
+    def sequence(self, units: np.ndarray) -> np.ndarray:
+        """int64 ids of a whole utterance, its boundaries and marker included."""
+        if self.mixed is None:
+            return np.concatenate([[BOUNDARY], units.astype(np.int64) + FIRST_UNIT, [BOUNDARY]])
+        return np.concatenate([[self.mixed.eod], self.mixed.join([Segment(units=units)]), [self.mixed.eod]])
+
+    def allowed(self, modality: Modality | None) -> Tensor | None:
+        """bool [V]: the ids that probabilities are among; None: all."""
+        if modality is None:
+            return None
+        if self.mixed is None:
+            raise InputError(f"--only {modality}: the model has no ids of text; leave it out")
+        return torch.from_numpy(self.mixed.allowed(modality))
+
+
+def open_speaking(run: Path, encoder: UnitEncoder, device: str) -> Speaking:
+    """A model of the encoder's units, alone or with text. InputError for one of other units."""
+    trained = load_trained(run, torch.device(device))
+    if trained.tokenizer != encoder.description.fingerprint and Path(trained.config.data.source).is_dir():
+        dataset = Dataset.open(trained.config.data.source, "header")
+        if isinstance(tokenizer := dataset.tokenizer, MixedTokenizer) and tokenizer.fingerprint == trained.tokenizer:
+            encoder.description.check_same(tokenizer.description, str(run))
+            return Speaking(trained, tokenizer)
+    return Speaking(open_model(run, encoder, device), None)
 
 
 def open_model(run: Path, encoder: UnitEncoder, device: str) -> Trained:
@@ -83,9 +125,15 @@ def encode_pairs(folder: Path, encoder: UnitEncoder, config: ReadConfig) -> Enco
     return encoded
 
 
-def score_pairs(model: LanguageModel, encoded: EncodedPairs, total: bool) -> dict[str, dict[str, Any]]:
+def score_pairs(
+    speaking: Speaking, encoded: EncodedPairs, total: bool, only: Modality | None = None
+) -> dict[str, dict[str, Any]]:
     """Accuracy of each category, and of all pairs where there are several."""
-    right, wrong = (unit_scores(model, side, total=total) for side in (encoded.right, encoded.wrong))
+    how: dict[str, Any] = {"given": speaking.given, "allowed": speaking.allowed(only), "total": total}
+    right, wrong = (
+        sequence_scores(speaking.trained.model, [speaking.sequence(units) for units in side], **how)
+        for side in (encoded.right, encoded.wrong)
+    )
     return by_category(encoded.categories, right, wrong)
 
 
@@ -104,11 +152,12 @@ def by_category(categories: list[str], right: list[float], wrong: list[float]) -
 
 def evaluate_pairs(run: Path, encoder: UnitEncoder, config: PairsConfig) -> dict[str, Any]:
     """Accuracy of each category and of all pairs. InputError: other units than the model's, no usable pair."""
-    trained = open_model(run, encoder, config.run_device)
+    speaking = open_speaking(run, encoder, config.run_device)
+    trained = speaking.trained
     encoded = encode_pairs(Path(config.pairs), encoder, config)
     facts = {"run": str(run), "step": trained.step, "pairs": config.pairs, "layout": config.layout}
     facts |= {"fingerprint": trained.tokenizer, "summed": config.total, "left_out": encoded.left_out}
-    return {**facts, "categories": score_pairs(trained.model, encoded, config.total)}
+    return {**facts, "categories": score_pairs(speaking, encoded, config.total, config.only)}
 
 
 def units_of(encoder: UnitEncoder, path: Path, resample: bool) -> np.ndarray:

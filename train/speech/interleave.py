@@ -4,16 +4,15 @@ A document of n words whose times and units are known. A word is text or speech;
 Source: Maimon et al. 2025 (SIMS), section 3; Nguyen et al. 2024 (SpiritLM).
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
 
-from hotplate.train.data.tokenizer import Tokenizer
+from hotplate.train.data.mixed import MixedTokenizer
 from hotplate.train.speech.voices import Word
 
 Method = Literal["random", "span", "poisson"]
@@ -35,44 +34,6 @@ class InterleaveConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or self.span < 1:
             raise ValueError(f"interleave: want 0 <= share <= 1 and span >= 1, got {self.share} and {self.span}")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Either text or units."""
-
-    text: str = ""
-    units: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class MixedVocabulary:
-    """Ids of both: the text tokenizer's V first, then K units, then the two markers that open a segment."""
-
-    tokenizer: Tokenizer
-    units: int
-
-    @property
-    def vocab(self) -> int:
-        return self.tokenizer.vocab + self.units + 2
-
-    @property
-    def speech(self) -> int:
-        return self.tokenizer.vocab + self.units
-
-    @property
-    def text(self) -> int:
-        return self.speech + 1
-
-    def encode(self, segments: Sequence[Segment]) -> np.ndarray:
-        """int64 ids of a document, without D: a marker at the start and at every switch."""
-        parts: list[np.ndarray] = []
-        for segment in segments:
-            if segment.units is None:
-                parts += [np.array([self.text]), self.tokenizer.encode(segment.text)]
-            else:
-                parts += [np.array([self.speech]), segment.units.astype(np.int64) + self.tokenizer.vocab]
-        return np.concatenate(parts).astype(np.int64)
 
 
 def speech_words(count: int, config: InterleaveConfig, name: str, epoch: int) -> np.ndarray:
@@ -110,28 +71,46 @@ def _poisson(count: int, config: InterleaveConfig, random: np.random.Generator) 
     return chosen
 
 
-def segments(
-    words: Sequence[Word], units: np.ndarray, durations: np.ndarray, unit_seconds: float, speech: np.ndarray
-) -> list[Segment]:
-    """The document's segments, in order. `speech` bool [n] says which words are spoken.
+class Spoken(NamedTuple):
+    """A document of n words as text and as units. The units of words i..j are units[first[i]:last[j]]."""
 
-    The units of a spoken stretch are those that end between its first word's start and its last word's end, both
-    included. ValueError where counts differ.
+    name: str
+    units: np.ndarray  # uint16 [U]
+    words: list[np.ndarray]  # n times int32: text ids of each word, with the space before it
+    first: np.ndarray  # int64 [n]
+    last: np.ndarray  # int64 [n]
+
+
+def align(words: Sequence[Word], durations: np.ndarray, unit_seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] twice: the first unit of each word, and the one after its last.
+
+    The units of a stretch are those that end between its first word's start and its last word's end, both included.
     """
-    if len(words) != len(speech) or len(units) != len(durations):
-        raise ValueError(
-            f"segments: want one choice per word and one duration per unit, got {len(words)} words, {len(speech)} "
-            f"choices, {len(units)} units, {len(durations)} durations"
-        )
     ends = np.cumsum(durations, dtype=np.float64) * unit_seconds
-    made = []
-    for spoken, group in groupby(range(len(words)), key=lambda i: bool(speech[i])):
+    first = np.searchsorted(ends, [word.start for word in words], side="left")
+    return first, np.searchsorted(ends, [word.end for word in words], side="right")
+
+
+def interleaved(document: Spoken, speech: np.ndarray, tokenizer: MixedTokenizer) -> np.ndarray:
+    """int64 ids of the document, without D; `speech` bool [n] says which words are spoken.
+
+    A marker opens it and every switch; a spoken stretch that is too short for a unit is left out.
+    """
+    if len(document.words) != len(speech):
+        raise ValueError(f"interleaved: want one choice per word, got {len(document.words)} and {len(speech)}")
+    parts: list[np.ndarray] = []
+    spoken_before: bool | None = None
+    for spoken, group in groupby(range(len(speech)), key=lambda i: bool(speech[i])):
         places = list(group)
-        if not spoken:
-            made.append(Segment(text="".join(words[i].word for i in places)))
+        if spoken:
+            units = document.units[document.first[places[0]] : document.last[places[-1]]]
+            content = [units.astype(np.int64) + tokenizer.text_ids] if len(units) else []
+        else:
+            content = [document.words[i].astype(np.int64) for i in places]
+        if not content:
             continue
-        first = bisect_left(ends, words[places[0]].start)
-        last = bisect_right(ends, words[places[-1]].end)
-        if last > first:  # words shorter than a unit have none
-            made.append(Segment(units=units[first:last]))
-    return made
+        if spoken != spoken_before:
+            parts.append(np.array([tokenizer.marker("speech" if spoken else "text")]))
+        parts += content
+        spoken_before = spoken
+    return np.concatenate([np.zeros(0, np.int64), *parts])

@@ -1,6 +1,6 @@
-"""Pairs of utterances under a trained model: how often is the right one the likelier?
+"""Pairs of sequences under a trained model: how often is the right one the likelier?
 
-S utterances, T positions. The score of an utterance of units u1..un is the mean over n + 1 positions of
+S sequences, T positions, V ids. The score of an utterance of units u1..un is the mean over n + 1 positions of
 log p(u1 | <S>), ..., log p(un | ...), log p(<S> | ...): the end counts, the beginning does not.
 """
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hotplate.model.batch import Batch
 from hotplate.model.lm import LanguageModel
-from hotplate.train.data.units import BOUNDARY, FIRST_UNIT
 
 CONFIDENCE = 0.95
 
@@ -55,15 +54,6 @@ def compare(right: Sequence[float], wrong: Sequence[float]) -> Accuracy:
         raise ValueError(f"compare: want equally many finite scores, got {a.shape} and {b.shape}")
     ties = int((a == b).sum())
     return Accuracy(len(a), float((a > b).sum()) + ties / 2, ties)
-
-
-def unit_scores(
-    model: LanguageModel, utterances: Sequence[np.ndarray], *, total: bool = False, tokens: int = 16_384
-) -> list[float]:
-    """Mean (`total`: summed) log-probability in nats of each utterance of units (integers [n]), its end included."""
-    boundary = np.array([BOUNDARY])
-    sequences = [np.concatenate([boundary, np.asarray(units, np.int64) + FIRST_UNIT, boundary]) for units in utterances]
-    return sequence_scores(model, sequences, total=total, tokens=tokens)
 
 
 @torch.no_grad()

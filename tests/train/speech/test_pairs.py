@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hotplate.model.presets import PRESETS
 from hotplate.model.rows import Rows
 from hotplate.train.errors import InputError
 from hotplate.train.settings import merge
+from hotplate.train.speech.evaluation import Speaking
 from hotplate.train.speech.layouts import read_pairs
-from hotplate.train.speech.likelihood import compare, unit_scores
+from hotplate.train.speech.likelihood import compare, sequence_scores
 from hotplate.train.speech.repetition import auto_bleu, text_tokens
 
 
@@ -60,15 +62,20 @@ def model() -> LanguageModel:
     return LanguageModel.build(merge(PRESETS["decoder-nano"], tiny, "test"), seed=1)
 
 
+def sequences(utterances: list[np.ndarray]) -> list[np.ndarray]:
+    return [Speaking.__dict__["sequence"](SimpleNamespace(mixed=None), units) for units in utterances]
+
+
 def test_scores_are_means_over_units_and_the_end(model: LanguageModel) -> None:
     """Against log-softmax by hand; whatever the batch, and without touching the caller's units."""
     random = np.random.default_rng(0)
     utterances = [random.integers(0, 20, size).astype(np.uint16) for size in (1, 5, 17, 40, 5)]
     utterances[1][:2] = 0  # a unit is never taken for padding
     copies = [units.copy() for units in utterances]
-    means, sums = unit_scores(model, utterances), unit_scores(model, utterances, total=True)
+    ids = sequences(utterances)
+    means, sums = sequence_scores(model, ids), sequence_scores(model, ids, total=True)
     assert all(np.array_equal(a, b) for a, b in zip(utterances, copies, strict=True))
-    assert unit_scores(model, utterances, tokens=1) == pytest.approx(means, rel=1e-5)
+    assert sequence_scores(model, ids, tokens=1) == pytest.approx(means, rel=1e-5)
     for units, mean, total in zip(utterances, means, sums, strict=True):
         ids = torch.tensor([1, *(units.astype(int) + 2).tolist(), 1])
         with torch.no_grad():
