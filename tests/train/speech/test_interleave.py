@@ -1,18 +1,13 @@
 """Documents of text and speech: spans, reproducible draws, and which units a span gets."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.train.data.tokenizer import train_tokenizer
-from hotplate.train.speech.interleave import (
-    InterleaveConfig,
-    MixedVocabulary,
-    Segment,
-    segments,
-    speech_words,
-)
+from hotplate.train.speech.interleave import InterleaveConfig, Spoken, align, interleaved, speech_words
 from hotplate.train.speech.voices import Word
 
 
@@ -64,26 +59,23 @@ def test_a_span_gets_the_units_that_end_in_it() -> None:
     """Cumulative durations against word times, both ends included."""
     words = [Word("One", 0.0, 0.2), Word(" two", 0.2, 0.4), Word(" three", 0.4, 0.8)]
     units, durations = np.array([7, 8, 9, 10, 11]), np.array([3, 4, 3, 5, 5])
-    made = segments(words, units, durations, 0.04, np.array([False, True, False]))
-    assert [s.text for s in made] == ["One", "", " three"]
-    assert made[1].units is not None and made[1].units.tolist() == [8, 9]
-    made = segments(words, units, durations, 0.04, np.array([True, True, True]))
-    assert len(made) == 1 and made[0].units is not None and made[0].units.tolist() == [7, 8, 9, 10, 11]
+    first, last = align(words, durations, 0.04)
+    assert (first.tolist(), last.tolist()) == ([0, 1, 2], [1, 3, 5])
+    document = Spoken("a", units, [np.array([20, 21]), np.array([22]), np.array([23])], first, last)
+    vocabulary = SimpleNamespace(text_ids=100, marker=lambda kind: {"speech": 900, "text": 901}[kind])
+
+    def made(*speech: bool) -> list[int]:
+        return interleaved(document, np.array(speech), vocabulary).tolist()  # type: ignore[arg-type]
+
+    assert made(False, True, False) == [901, 20, 21, 900, 108, 109, 901, 23]
+    assert made(True, True, True) == [900, 107, 108, 109, 110, 111]
+    assert made(False, False, False) == [901, 20, 21, 22, 23]
+    short = document._replace(first=np.array([0, 1, 2]), last=np.array([1, 1, 5]))
+    assert interleaved(short, np.array([False, True, False]), vocabulary).tolist() == [901, 20, 21, 23]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one choice per word"):
-        segments(words, units, durations, 0.04, np.array([True]))
+        made(True)
 
 
 def test_an_impossible_share_is_refused() -> None:
     with pytest.raises(ValueError, match="want 0 <= share"):
         InterleaveConfig(share=2)
-
-
-def test_ids_of_both_kinds_are_apart(tmp_path) -> None:
-    letters = np.random.default_rng(0).choice(list("etaoinshrdlu"), (4000, 7))
-    text = " ".join("".join(row[: 2 + i % 6]) for i, row in enumerate(letters))
-    tokenizer = train_tokenizer([text, "One three"], 2048, tmp_path / "t.model")
-    mixed = MixedVocabulary(tokenizer, 100)
-    assert (mixed.vocab, mixed.speech, mixed.text) == (2150, 2148, 2149)
-    ids = mixed.encode([Segment(text="One"), Segment(units=np.array([0, 99])), Segment(text=" three")]).tolist()
-    assert ids[0] == 2149 and ids[ids.index(2148) : ids.index(2148) + 4] == [2148, 2048, 2147, 2149]
-    assert tokenizer.decode([i for i in ids if i < 2048]) == "One three"
