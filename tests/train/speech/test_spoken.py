@@ -23,25 +23,8 @@ from hotplate.train.speech.interleaved_source import InterleavedSource
 from hotplate.train.speech.spoken import SpokenConfig as Config
 from hotplate.train.speech.spoken import draw, prepare_spoken, read_spoken
 
-WORDS = [
-    "the",
-    "old",
-    "farmer",
-    "went",
-    "home",
-    "and",
-    "bought",
-    "a",
-    "brown",
-    "horse",
-    "from",
-    "the",
-    "captain",
-    "of",
-    "a",
-    "small",
-    "boat",
-]
+SENTENCE = "the old farmer went home and bought a brown horse from the captain of a small boat"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="module")
