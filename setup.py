@@ -69,7 +69,7 @@ setup(
         "triton": ["triton>=3.6"],
         "flash": ["flash-attn>=2.7"],
         "xformers": ["xformers>=0.0.35"],
-        "deepspeed": ["deepspeed>=0.19"],
+        "deepspeed": ["deepspeed==0.19.8"],
         "speech": ["soundfile>=0.12"],
         "voices": ["hibari-tts==0.2.1"],  # a synthesiser with its voice inside, for speech without system packages
         "parquet": ["pyarrow>=15"],
@@ -93,6 +93,7 @@ setup(
             "datasketch>=2.0",
             "py3langid>=0.4",
             "lm-eval>=0.4.13",
+            "deepspeed==0.19.8",  # runs on CPUs; newer ones may move what engines/zero.py relies on
             "transformers>=5",  # tests compare imported checkpoints with it
             "h5py>=3",
             "triton>=3.6; platform_system == 'Linux'",  # tests interpret and compile the kernels without a GPU

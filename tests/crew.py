@@ -1,11 +1,13 @@
 """Ranks that stay: processes that torch is loaded in once, for many short runs of several ranks."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import IO
 
 from tiny import ROOT
 
@@ -51,31 +53,37 @@ class Crew:
 
 
 def main() -> None:
-    """Run what comes in, line by line; answers go out on the real standard output."""
-    import io
+    """Answer what comes in, line by line, each by a fork: nothing of one run's is left for the next."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed is no answer
+    import deepspeed  # noqa: F401
 
-    import torch.distributed as dist
+    import hotplate.train.commands.train  # noqa: F401
 
+    for line in sys.stdin:
+        if (child := os.fork()) == 0:
+            try:
+                _answer(json.loads(line), answers)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+
+
+def _answer(order: dict, answers: IO[str]) -> None:
     from hotplate.train.commands import guarded
     from hotplate.train.commands.train import main as train
 
-    answers, errors = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        order = json.loads(line)
-        os.chdir(order["folder"])
-        os.environ |= {"WORLD_SIZE": str(order["world"]), "LOCAL_WORLD_SIZE": str(order["world"])}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])}
-        sys.stdout = sys.stderr = said = io.StringIO()
-        try:
-            code = guarded(train, order["flags"])
-        except BaseException:
-            said.write(traceback.format_exc())
-            code = 1
-            if dist.is_initialized():
-                dist.destroy_process_group()
-        sys.stdout, sys.stderr = answers, errors
-        answers.write(json.dumps({"code": code, "said": said.getvalue()}) + "\n")
-        answers.flush()
+    os.chdir(order["folder"])
+    os.environ |= {"WORLD_SIZE": str(order["world"]), "LOCAL_WORLD_SIZE": str(order["world"])}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])}
+    sys.stdout = sys.stderr = said = io.StringIO()
+    try:
+        code = guarded(train, order["flags"])
+    except BaseException:
+        said.write(traceback.format_exc())
+        code = 1
+    answers.write(json.dumps({"code": code, "said": said.getvalue()}) + "\n")
+    answers.flush()
 
 
 if __name__ == "__main__":

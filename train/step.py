@@ -56,6 +56,15 @@ class Objective(Protocol):
         ...
 
 
+Backward = Callable[[Tensor], object]
+Exchange = Callable[[bool], contextlib.AbstractContextManager[Backward]]
+
+
+def at_once(last: bool) -> contextlib.AbstractContextManager[Backward]:
+    """Around a micro-batch, told whether it is its update's last: what runs the backward pass of its loss."""
+    return contextlib.nullcontext(Tensor.backward)
+
+
 class Updates(Protocol):
     """What turns the gradients of a backward pass into new weights."""
 
@@ -102,11 +111,11 @@ class Step:
         targets: int,
         objective: Objective | None = None,
         watch: LossWatch | None = None,
-        exchange: Callable[[bool], contextlib.AbstractContextManager] | None = None,
+        exchange: Exchange = at_once,
     ) -> None:
         """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile.
         `watch` judges every loss; without one only the gradients' norm decides whether an update is applied.
-        `exchange`: the engine's context around every micro-batch, told whether it is the last."""
+        `exchange`: what the engine puts around every micro-batch, see `at_once`."""
         self.objective = NextToken() if objective is None else objective
         self.model = model
         self.optimizer = optimizer
@@ -114,7 +123,7 @@ class Step:
         self.precision = precision
         self.targets = targets
         self.watch = watch
-        self.exchange = (lambda last: contextlib.nullcontext()) if exchange is None else exchange
+        self.exchange = exchange
 
     def __call__(
         self, batches: Sequence[Batch], states: list[State | None], lr: float
@@ -123,10 +132,10 @@ class Step:
         sums = torch.zeros(3 + len(self.objective.names), device=self.ranks.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            with self.exchange(last), autocast(self.precision, self.ranks.device):
+            with self.exchange(last) as backward, autocast(self.precision, self.ranks.device):
                 output = self.model(batch, states[index])
                 loss_sum, count, details = self.objective(output, batch)
-                (loss_sum * (1.0 / self.targets)).backward()
+                backward(loss_sum * (1.0 / self.targets))
             self.optimizer.gather()
             if batch.slots is not None:
                 states[index] = output.state.detach()

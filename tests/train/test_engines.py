@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiny import TINY
 
 from hotplate.train import checkpoint, shares
 from hotplate.train.commands import checkpoint as command
+from hotplate.train.errors import InputError
 from hotplate.train.sinks import read_records
 
 # Rows of no parameter but the embedding divide by 4 ranks, and one vector is shorter than they are many.
@@ -20,6 +22,7 @@ STREAM = ["--data.mode=stream", "--model.mixer.kind=lstm", "--model.positions=no
 MUON = ["--optimizer.kind=muon"]
 EPS = "--optimizer.eps=1e-4"  # with a tiny eps, Adam's first updates are the signs of rounding errors
 FSDP, HYBRID = ["--engine=fsdp"], ["--engine=fsdp", "--engine.replicas=2"]
+ZERO3 = ["--engine=deepspeed", "--engine.zero=3"]
 DAMAGED = "model-00000.safetensors"
 
 
@@ -68,6 +71,10 @@ CASES = {
     "fsdp-stream-muon": (4, FSDP, [*STREAM, *MUON]),
     "ddp-muon": (2, [], MUON),
     "fsdp-alone": (1, FSDP, []),
+    "zero-1": (2, ["--engine=deepspeed", "--engine.zero=1"], []),
+    "zero-2-uneven-stream": (4, ["--engine=deepspeed"], [*STREAM, *UNEVEN]),
+    "zero-3-clipped": (2, ZERO3, ["--optimizer.clip=0.1", "--micro-batch=2"]),
+    "zero-3-stream": (2, ZERO3, STREAM),
 }
 
 
@@ -83,10 +90,10 @@ def test_every_engine_equals_one_rank(prepared: Path, crew, alone, tmp_path: Pat
 
 
 def test_a_run_goes_on_under_other_engines_and_numbers_of_ranks(prepared: Path, crew, tmp_path: Path) -> None:
-    common = flags(prepared, 8, *STREAM, *MUON, "--run.checkpoint-every=0.25", "--run.keep=9")
+    common = flags(prepared, 8, *STREAM, "--run.checkpoint-every=0.25", "--run.keep=9")
     crew.train(tmp_path, *common, "--run.folder=whole", ranks=1)
     crew.train(tmp_path, *common, "--run.folder=parts", ranks=1)
-    for ranks, engine, step in ((2, FSDP, 2), (4, [], 4), (4, HYBRID, 6)):  # the state of 1, 2, 4, 4 ranks
+    for ranks, engine, step in ((2, FSDP, 2), (2, ZERO3, 4), (4, HYBRID, 6), (2, [], 6)):  # of 1, 2, 2 and 4 ranks
         for path in checkpoint.listing(tmp_path / "parts" / "checkpoints"):
             if checkpoint.step_of(path) > step:
                 shutil.rmtree(path)
@@ -141,10 +148,30 @@ def test_narrow_weights_move_between_engines(prepared: Path, crew, tmp_path: Pat
 
 
 def test_replicas_that_do_not_divide_the_ranks(train_tiny, tmp_path: Path) -> None:
-    from hotplate.train.errors import InputError
-
     with pytest.raises(InputError, match=r"--engine.replicas 2 does not divide 1 ranks; use one of \[1\]"):
         train_tiny("--budget=2steps", *HYBRID, f"--run.folder={tmp_path / 'run'}")
+
+
+def test_what_deepspeed_cannot_do_is_refused(train_tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*more: str) -> str:
+        with pytest.raises(InputError) as error:
+            train_tiny("--budget=4steps", "--engine=deepspeed", *more, f"--run.folder={tmp_path / 'run'}")
+        return str(error.value)
+
+    assert "excludes --optimizer.kind muon" in refused(*MUON)
+    assert "excludes growth" in refused("--grow-at=0.5", "--growth.factors.width=2")
+    assert "excludes --guard.spike skip" in refused("--guard.spike=skip")
+    override = tmp_path / "more.json"
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[]", "want a JSON object"),
+        ('{"gradient_clipping": 3}', "['gradient_clipping'] follow from"),
+        ('{"zero_optimization": {"stage": 3}}', "the stage is --engine.zero"),
+    ):
+        override.write_text(text)
+        assert message in refused(f"--engine.deepspeed={override}")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert "pip install 'hotplate[deepspeed]'" in refused()
 
 
 def test_matrices_are_dealt_out_by_cost() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hotplate.model.config import ModelConfig
 from hotplate.model.lm import LanguageModel
-from hotplate.train.step import Precision, Updates
+from hotplate.train.step import Backward, Precision, Updates
 from hotplate.train.tensor_files import Piece
 
 
@@ -24,8 +24,8 @@ class Engine(Protocol):
     @property
     def optimizer(self) -> Updates: ...
 
-    def exchange(self, last: bool) -> contextlib.AbstractContextManager:
-        """Around forward and backward passes of a micro-batch; `last` of its update."""
+    def exchange(self, last: bool) -> contextlib.AbstractContextManager[Backward]:
+        """Around forward and backward passes of a micro-batch, `last` of its update: what runs the backward pass."""
         ...
 
     def pieces(self) -> dict[str, dict[str, Piece]]:

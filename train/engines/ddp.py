@@ -1,7 +1,7 @@
 """Every rank holds the whole model and averages gradients with the others while the backward pass goes on."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
 from hotplate.train.saving import shared_out
 from hotplate.train.shares import Replicated
-from hotplate.train.step import Precision
+from hotplate.train.step import Backward, Precision
 from hotplate.train.tensor_files import Piece
 
 
@@ -30,12 +30,15 @@ class DDP:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(self._model, device_ids=ids, broadcast_buffers=False)
 
-    def exchange(self, last: bool) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def exchange(self, last: bool) -> Iterator[Backward]:
         """Gradients are exchanged once per update, in the last backward pass; narrow ones in every pass, since each
         pass moves them into the fp32 masters."""
         if last or self.optimizer.narrow or not isinstance(self.module, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.module.no_sync()
+            yield Tensor.backward
+        else:
+            with self.module.no_sync():
+                yield Tensor.backward
 
     def pieces(self) -> dict[str, dict[str, Piece]]:
         model, optimizer = self._model.state_dict(), self.optimizer.state_dict()

@@ -24,7 +24,7 @@ from hotplate.train.errors import InputError
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
 from hotplate.train.shares import Sharded
-from hotplate.train.step import Precision
+from hotplate.train.step import Backward, Precision, at_once
 from hotplate.train.tensor_files import Piece
 
 
@@ -53,8 +53,8 @@ class FSDP:
         for name, value in initial_values(empty_model(model), model, config.seed):
             self.optimizer.load_weight(name, {name: value})
 
-    def exchange(self, last: bool) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
+    def exchange(self, last: bool) -> contextlib.AbstractContextManager[Backward]:
+        return at_once(last)
 
     def pieces(self) -> dict[str, dict[str, Piece]]:
         """Replicas take turns, tensor by tensor; numbers are the main rank's."""
