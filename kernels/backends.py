@@ -70,37 +70,36 @@ def capability(device: torch.device | None = None) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
 
 
-def _fused_adam(module: str, distribution: str, attribute: str) -> tuple[str | None, str | None]:
-    """Why a package's fused Adam cannot be used (None: it can), and the package's version."""
-    if not installed(distribution):
-        return f"{distribution} is not installed", None
-    found = version(distribution)
-    if not installed(module):
-        return f"{distribution} {found or ''} has no {module}".replace("  ", " "), found
-    if capability() is None:
-        return "needs a CUDA device", found
-    if (why := broken(module)) is not None:
-        return why, found
-    lacks = not hasattr(importlib.import_module(module), attribute)
-    return (f"{module} has no {attribute}" if lacks else None), found
-
-
+FUSED_ADAM = {"apex": "apex.optimizers", "deepspeed": "deepspeed.ops.adam"}
 PYPI_APEX = "; NVIDIA's is built from source, github.com/NVIDIA/apex: the apex on PyPI is another project"
+
+
+def why_no_fused_adam(package: str, device: torch.device) -> str | None:
+    """Why a package's fused Adam cannot update tensors on `device`; None where it can, as far as can be told without
+    building it: DeepSpeed compiles it at its first use. (It has a CPU form too, which takes minutes to build.)"""
+    module, hint = FUSED_ADAM[package], PYPI_APEX if package == "apex" else ""
+    if not installed(package):
+        return f"{package} is not installed{hint}"
+    if not installed(module):
+        return f"{package} {version(package) or ''} has no {module}".replace("  ", " ") + hint
+    if device.type != "cuda" or capability() is None:
+        return f"needs a CUDA device{hint}"
+    if (why := broken(module)) is not None:
+        return why + hint
+    return None if hasattr(importlib.import_module(module), "FusedAdam") else f"{module} has no FusedAdam{hint}"
 
 
 def optimizers() -> list[Status]:
     """The optimiser's backends: torch's own, what Triton needs to launch, and the fused Adam of apex and DeepSpeed."""
     triton = None if installed("triton") else "triton is not installed"
+    here = torch.device("cuda" if capability() else "cpu")
     reasons = {
         "torch": (None, torch.__version__),
         "triton": (triton or (None if capability() else "needs a CUDA device"), version("triton")),
-        "apex": _fused_adam("apex.optimizers", "apex", "FusedAdam"),
-        "deepspeed": _fused_adam("deepspeed.ops.adam", "deepspeed", "FusedAdam"),
+        **{name: (why_no_fused_adam(name, here), version(name)) for name in FUSED_ADAM},
     }
-    hints = {"apex": PYPI_APEX}
     return [
-        Status("optimiser", name, why is None, f"{why}{hints.get(name, '')}" if why else "can be used", found)
-        for name, (why, found) in reasons.items()
+        Status("optimiser", name, why is None, why or "can be used", found) for name, (why, found) in reasons.items()
     ]
 
 

@@ -51,8 +51,9 @@ class OptimizerConfig:
     """largest gradient norm; 0 = no clipping"""
     max_skipped: int = 20
     """stop after this many non-finite updates in a row"""
-    impl: Literal["auto", "eager", "native", "triton", "reference"] = "auto"
-    """adamw's kernel: eager = torch's fused form; auto = the fastest that this device and machine have"""
+    impl: Literal["auto", "eager", "native", "triton", "reference", "apex", "deepspeed"] = "auto"
+    """adamw's kernel: eager = torch's fused form; auto = the fastest that this device and machine have; apex, deepspeed
+    = those packages' fused Adam"""
 
 
 @dataclass(frozen=True, kw_only=True)

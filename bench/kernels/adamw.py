@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hotplate.bench.harness import Case, Provider
+from hotplate.kernels import backends
 from hotplate.kernels.adamw import adamw
 
 Inputs = dict[str, list[Tensor]]
@@ -57,6 +58,7 @@ def _case(sizes: list[tuple[int, ...]], copies: bool, device: str) -> Case:
 
     count = sum(torch.Size(size).numel() for size in sizes)
     impls = {"native" if device == "cpu" else "triton": "native" if device == "cpu" else "triton"}
+    impls |= {name: name for name in backends.FUSED_ADAM if not backends.why_no_fused_adam(name, torch.device(device))}
     return Case(
         bench="adamw",
         name=f"{count / 1e6:.1f}M{' with copies' if copies else ''}",

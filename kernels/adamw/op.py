@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hotplate.kernels.adamw import eager, reference
+from hotplate.kernels.adamw import eager, packages, reference
 from hotplate.kernels.checks import want
-from hotplate.kernels.launch import choose_impl
+from hotplate.kernels.launch import IMPLS, choose_impl
 
 # Forms that take the factors of each tensor instead of its step; triton's is imported when it is asked for.
 MODULES = {"native": "hotplate.kernels.adamw.native", "triton": "hotplate.kernels.adamw.streaming"}
@@ -44,14 +44,15 @@ def adamw(
     fp16 except for native) or None. lr: a number, or a tensor []. scale and skipped: fp32 [] on the device of the
     weights. Where skipped is not 0 nothing is changed, bit for bit. The host waits for nothing on a GPU. gradients may
     be overwritten with the scaled ones (torch's own form does that).
-    impl: auto, eager (torch's fused form), native (C on a CPU), triton (all tensors in one launch) or reference. auto
-    is triton on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
+    impl: auto, eager (torch's fused form), native (C on a CPU), triton (all tensors in one launch), reference, or apex
+    or deepspeed (those packages' fused Adam: the host waits once an update, `scale` is a pass of its own). auto is
+    triton on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
     Memory traffic at the least: 28 bytes per weight, 30 with a copy.
     ValueError on any other shape, dtype, device or impl. Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
     if not weights:
         return
-    impl = choose_impl("adamw", impl, weights[0])
+    impl = choose_impl("adamw", impl, weights[0], (*IMPLS, *packages.MODULES))
     _check(weights, {"gradients": gradients, "first": first, "second": second}, steps, copies)
     like = weights[0]
     for name, value in (("scale", scale), ("skipped", skipped)):
@@ -66,6 +67,13 @@ def adamw(
         form = importlib.import_module(MODULES[impl])
         form.adamw(weights, gradients, first, second, copies, factors, betas, eps, scale, skipped)
         torch._foreach_sub_(list(steps), [skipped] * len(steps))  # as one scalar it would wait
+        return
+    if impl in packages.MODULES:
+        facts = str(like.dtype)
+        want("adamw", like.dtype == torch.float32, f"float32 weights with impl={impl!r}", facts, "keep fp32 masters")
+        packages.check(impl, like)
+        rest = (steps, copies, lr, betas, eps, weight_decay, scale, skipped)
+        packages.adamw(impl, weights, gradients, first, second, *rest)
         return
     function = eager.adamw if impl == "eager" else reference.adamw
     function(weights, gradients, first, second, steps, copies, lr, betas, eps, weight_decay, scale, skipped)

@@ -85,7 +85,7 @@ W = torch.ones(2, 3)
         (call([W], steps=[torch.zeros(1)]), r"want steps float32 \[\] on cpu"),
         (call([W], scale=torch.ones(1)), r"want scale float32 \[\] on cpu"),
         (call([W], copies=[W[:1]]), "want contiguous copies"),
-        (call([W], impl="apex"), "want impl in"),
+        (call([W], impl="apexx"), "want impl in"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(wrong, words):
