@@ -295,7 +295,7 @@ def find(path: Path) -> Checkpoint:
     """The checkpoint `path`, or the newest one in the run folder `path`. InputError where there is none."""
     if not path.is_dir():
         raise InputError(f"{path}: no such run or checkpoint folder")
-    if (path / MANIFEST).exists():
+    if (path / MANIFEST).exists() or path.name.startswith(PREFIX):
         return load(path)
     found, _ = newest(path / "checkpoints")
     if found is None:

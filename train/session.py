@@ -213,7 +213,7 @@ class Session:
         }
         (self.folder / "environment.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (self.folder / PREEMPTED).unlink(missing_ok=True)
-        since = None if saved is None else int(saved.trainer["step"])
+        since = 0 if saved is None else int(saved.trainer["step"])  # records of steps that will be done again go
         sinks: list[Sink] = [JsonLines(self.folder / "metrics.jsonl", since)]
         for name in self.config.run.sinks:
             sinks.append(TensorBoard(self.folder) if name == "tensorboard" else WandB(self.folder, table))
