@@ -72,6 +72,7 @@ setup(
         "deepspeed": ["deepspeed==0.19.8"],
         "speech": ["soundfile>=0.12"],
         "voices": ["hibari-tts==0.2.1"],  # a synthesiser with its voice inside, for speech without system packages
+        "recogniser": ["pocketsphinx==5.1.1"],  # hotplate speech judge
         "parquet": ["pyarrow>=15"],
         "books": ["datasketch>=2.0", "py3langid>=0.4"],  # hotplate data books
         "lm-eval": ["lm-eval>=0.4.13"],  # hotplate evaluate RUN --tasks
@@ -88,6 +89,8 @@ setup(
             "mypy>=1.13",
             "pyarrow>=15",
             "soundfile>=0.12",
+            "hibari-tts==0.2.1",  # tests speak and listen
+            "pocketsphinx==5.1.1",
             "tensorboard>=2.16",
             "submitit>=1.5",
             "datasketch>=2.0",

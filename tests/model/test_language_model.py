@@ -11,7 +11,7 @@ from models import COUPLED_TINY, RECURRENT, RELU2, SHARED, TINY, build, random_t
 
 from hotplate.model.axes import parameter_axes
 from hotplate.model.config import MixerConfig, ModelConfig
-from hotplate.model.generate import generate
+from hotplate.model.generate import generate, penalise
 from hotplate.model.lm import LanguageModel
 from hotplate.model.presets import PRESETS
 from hotplate.model.state import State
@@ -161,3 +161,21 @@ def test_bad_configs_and_windows_say_what_to_change() -> None:
         build(TINY["gpt"])(rows_of(random_tokens(1, 33)))
     with pytest.raises(ValueError, match="start from the document symbol"):
         generate(build(TINY["gpt"]), torch.empty(1, 0, dtype=torch.long), 3)
+
+
+def test_repetition_is_penalised_as_transformers_does_and_only_allowed_ids_are_drawn() -> None:
+    logits, ids = torch.randn(3, 11), torch.randint(0, 11, (3, 6))
+    seen = torch.zeros(3, 11, dtype=torch.bool).scatter_(1, ids, True)
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    want = RepetitionPenaltyLogitsProcessor(1.1)(ids, logits.clone())
+    assert torch.equal(penalise(logits, seen, 1.1), want)
+    model = build(TINY["decoder"], torch.float32)
+    allowed = torch.zeros(model.config.vocab, dtype=torch.bool)
+    allowed[[3, 5, 8]] = True
+    prompt = random_tokens(2, 4)
+    drawn = generate(model, prompt, 12, temperature=2.0, repetition_penalty=1.3, allowed=allowed)
+    assert set(drawn.flatten().tolist()) <= {3, 5, 8}
+    for wrong in ({"repetition_penalty": 0.0}, {"allowed": torch.zeros(model.config.vocab, dtype=torch.bool)}):
+        with pytest.raises(ValueError, match="want"):
+            generate(model, prompt, 1, **wrong)

@@ -36,7 +36,9 @@ class PocketSphinx:
         self._decoder = package.Decoder(loglevel="FATAL")
 
     def transcribe(self, wave: np.ndarray) -> str:
-        peak = max(float(np.abs(wave).max()), 1e-9) if wave.size else 1.0
+        if not wave.size:
+            return ""
+        peak = max(float(np.abs(wave).max()), 1e-9)
         samples = (wave / peak * 0.9 * 32767).astype("<i2")
         self._decoder.start_utt()
         self._decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
