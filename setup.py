@@ -17,6 +17,7 @@ COMMANDS = {  # `hotplate NAME` -> the module whose main(arguments) runs it
     "speech": "hotplate.train.commands.speech",
     "throughput": "hotplate.train.commands.throughput",
     "tune": "hotplate.train.commands.tune",
+    "scale": "hotplate.train.commands.scale",
     "sweep": "hotplate.train.commands.sweep",
     "fit": "hotplate.train.commands.fit",
     "crossing": "hotplate.train.commands.crossing",

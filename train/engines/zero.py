@@ -7,6 +7,7 @@ per update. Refused, because DeepSpeed cannot do it as the other engines do: Muo
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Zero:
             for name, parameter in self._parameters.items():
                 if not name.startswith("blocks."):
                     deepspeed.zero.register_external_parameter(self._model, parameter)
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it also where one process runs without torchrun
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=self._model, optimizer=adam, config=settings(config, ranks, precision), dist_init_required=False
         )
