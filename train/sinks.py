@@ -30,9 +30,11 @@ class JsonLines:
         """On resume, records after `resume_step` are dropped: those steps are about to be done again."""
         if resume_step is not None and path.exists():
             kept = [line for line in read_records(path) if line["step"] <= resume_step]
-            fresh = path.with_suffix(".tmp")
-            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(fresh, path)
+            content = path.read_bytes()
+            if len(kept) < content.count(b"\n") or (content and not content.endswith(b"\n")):
+                fresh = path.with_suffix(".tmp")
+                fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+                os.replace(fresh, path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
