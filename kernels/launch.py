@@ -6,8 +6,10 @@ than `auto` runs that implementation or raises.
 """
 
 import ctypes
+import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Collection
 from functools import cache
 from typing import Any
@@ -23,10 +25,14 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@torch.compiler.assume_constant_result
 @cache
+def _found(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@torch.compiler.assume_constant_result
 def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _found("triton")
 
 
 def interpreting() -> bool:
@@ -81,6 +87,21 @@ def choose_impl(room: str, impl: str, like: Tensor, known: Collection[str] = IMP
             "use impl='auto', or TRITON_INTERPRET=1 to run the kernels on a CPU for debugging",
         )
     return impl
+
+
+@torch.compiler.assume_constant_result
+def _imported(module: str) -> bool:
+    """That the module is there, as a constant to torch.compile, which would otherwise trace the import. (It looks
+    through functools.cache, so the mark stands on a function without one.)"""
+    if module not in sys.modules:
+        importlib.import_module(module)
+    return True
+
+
+def operator(module: str, name: str) -> Any:
+    """torch.ops.hotplate.<name>, which `module` registers when it is imported: no sooner than it is asked for."""
+    _imported(module)
+    return getattr(torch.ops.hotplate, name)
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:

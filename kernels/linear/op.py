@@ -3,12 +3,11 @@
 Letters: I inputs, O outputs.
 """
 
-import importlib
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from hotplate.kernels.checks import want, want_float
+from hotplate.kernels.launch import operator
 from hotplate.kernels.linear import reference
 from hotplate.kernels.product.choice import choose, want_alike
 
@@ -46,6 +45,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: str =
     if impl == "eager":
         return F.linear(x, weight, bias)
     want_alike("linear", x, weight, bias)
-    operator = importlib.import_module("hotplate.kernels.linear.native").operator
-    y = operator(x.flatten(0, -2) if x.ndim != 1 else x[None], weight, None if bias is None else bias.contiguous())
+    product = operator("hotplate.kernels.linear.native", "linear_native")
+    y = product(x.flatten(0, -2) if x.ndim != 1 else x[None], weight, None if bias is None else bias.contiguous())
     return y.unflatten(0, x.shape[:-1]) if x.ndim != 1 else y[0]

@@ -3,19 +3,20 @@
 Letters: M rows, F features.
 """
 
-import importlib
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from hotplate.kernels.checks import want, want_float
-from hotplate.kernels.launch import choose_impl
+from hotplate.kernels.launch import choose_impl, operator
 from hotplate.kernels.mlp import reference
 
 FUSED = ("swiglu", "gelu", "relu2")  # of these torch makes several passes
 KINDS = (*FUSED, "gelu_erf", "relu")
-# A form is a module with `operator`; triton's is imported when it is asked for.
-MODULES = {"native": "hotplate.kernels.mlp.native", "triton": "hotplate.kernels.mlp.streaming"}
+# The module that registers a form's operator, and the operator's name; triton's is imported when it is asked for.
+OPERATORS = {
+    "native": ("hotplate.kernels.mlp.native", "mlp_native"),
+    "triton": ("hotplate.kernels.mlp.streaming", "mlp"),
+}
 
 
 def activation(x: Tensor, kind: str, *, impl: str = "auto") -> Tensor:
@@ -45,7 +46,7 @@ def activation(x: Tensor, kind: str, *, impl: str = "auto") -> Tensor:
         return reference.activation(x, kind)
     if impl == "eager":
         return _eager(x, kind)
-    return importlib.import_module(MODULES[impl]).operator(x.contiguous(), kind)
+    return operator(*OPERATORS[impl])(x.contiguous(), kind)
 
 
 def _eager(x: Tensor, kind: str) -> Tensor:

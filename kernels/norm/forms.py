@@ -3,17 +3,18 @@
 Letters: M rows, D features.
 """
 
-import importlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hotplate.kernels.checks import want, want_float
-from hotplate.kernels.launch import power_of_2
+from hotplate.kernels.launch import operator, power_of_2
 
-# A form is a module with `operator`; triton's is imported when it is asked for.
-MODULES = {"native": "hotplate.kernels.norm.native", "triton": "hotplate.kernels.norm.streaming"}
+# The module that registers a form's operator, and the operator's name; triton's is imported when it is asked for.
+OPERATORS = {
+    "native": ("hotplate.kernels.norm.native", "norm_native"),
+    "triton": ("hotplate.kernels.norm.streaming", "norm"),
+}
 MAX_D = 8192  # one Triton program holds a whole row in registers
 
 
@@ -55,5 +56,5 @@ def apply(
     if impl == "triton":
         want(room, power_of_2(D) <= MAX_D, f"D <= {MAX_D} with impl='triton'", str(D), "use impl='eager'")
     rows = [None if t is None else t.reshape(-1, D).contiguous() for t in (x, residual)]
-    y, total, _ = importlib.import_module(MODULES[impl]).operator(*rows, weight, bias, eps)
+    y, total, _ = operator(*OPERATORS[impl])(*rows, weight, bias, eps)
     return y.view(x.shape), x if residual is None else total.view(x.shape)

@@ -3,18 +3,19 @@
 Letters: B rows, T steps, H query heads, G key and value heads, K head width.
 """
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import want, want_float
-from hotplate.kernels.launch import choose_impl
+from hotplate.kernels.launch import choose_impl, operator
 from hotplate.kernels.rotary import reference
 
 Rotation = tuple[Tensor, Tensor]
-# A form is a module with `operator`; triton's is imported when it is asked for.
-MODULES = {"native": "hotplate.kernels.rotary.native", "triton": "hotplate.kernels.rotary.streaming"}
+# The module that registers a form's operator, and the operator's name; triton's is imported when it is asked for.
+OPERATORS = {
+    "native": ("hotplate.kernels.rotary.native", "rotary_native"),
+    "triton": ("hotplate.kernels.rotary.streaming", "rotary"),
+}
 MAX_K = 1024  # a head is held in registers, or on C's stack
 
 
@@ -66,8 +67,7 @@ def cut_heads(
     want("rotary", qkv.shape[3] <= MAX_K, f"K <= {MAX_K}", str(qkv.shape[3]), "use impl='eager'")
     if cosine is not None and sine is not None:
         cosine, sine = cosine.contiguous(), sine.contiguous()
-    operator = importlib.import_module(MODULES[impl]).operator
-    return operator(qkv.contiguous(), heads, cosine, sine, q_weight, k_weight, eps)
+    return operator(*OPERATORS[impl])(qkv.contiguous(), heads, cosine, sine, q_weight, k_weight, eps)
 
 
 def _check(
