@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hotplate.kernels.attention import Layout, layout
 from hotplate.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_losses, linear_scores
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.compiled = self.recompute = False
         self.embedding = Embedding("vocab", config.vocab, config.width)
         if config.positions == "learned":
             self.position = Embedding("position", config.context, config.width)
@@ -56,6 +58,14 @@ class LanguageModel(nn.Module):
         model = model.to(dtype).to_empty(device=device)
         initialise(model, config, seed)
         return model
+
+    def execute(self, *, compiled: bool = False, recompute: bool = False) -> None:
+        """How blocks run while gradients are wanted, from now on: through torch.compile as one graph each (an error
+        where one breaks), and keeping their inputs only, from which the backward pass computes the rest again."""
+        self.compiled, self.recompute = compiled, recompute
+        if compiled:
+            for block in self._blocks():
+                block.compile(fullgraph=True, dynamic=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -145,8 +155,14 @@ class LanguageModel(nn.Module):
         if state is None:
             state = self.initial_state(tokens.shape[0])
         layers = []
+        training = torch.is_grad_enabled()
         for block, layer in zip(self._blocks(), state.layers, strict=True):
-            x, layer = block(x, rows, layer)
+            if self.recompute and training:
+                x, layer = checkpoint(block, x, rows, layer, use_reentrant=False, preserve_rng_state=False)
+            elif self.compiled and not training:  # scoring and sampling see many shapes: as it is written
+                x, layer = block.forward(x, rows, layer)
+            else:
+                x, layer = block(x, rows, layer)
             layers.append(layer)
         return self.norm(x), State(tuple(layers))
 

@@ -142,6 +142,16 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How a rank computes its blocks: speed and memory differ, results do not (compiled: up to rounding)."""
+
+    compile: Annotated[bool, tyro.conf.arg(aliases=["--compile"])] = False
+    """run every block through torch.compile as one graph; the first step pays for it"""
+    recompute: Annotated[bool, tyro.conf.arg(aliases=["--recompute"])] = False
+    """keep only the inputs of blocks and compute the rest again in the backward pass: less memory, a third more work"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuardConfig:
     """What is done about losses that jump, ranks that hang and disks that fail."""
 
@@ -222,3 +232,4 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)

@@ -78,6 +78,7 @@ def _measured(
         config.optimizer,
         ranks,
         precision,
+        config.execution,
         rows=layout.micro_rows,
         window=config.data.window,
         seconds=min(max(share, shortest), longest),

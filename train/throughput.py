@@ -14,7 +14,7 @@ import torch
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig
 from hotplate.model.lm import LanguageModel
-from hotplate.train.config import OptimizerConfig
+from hotplate.train.config import ExecutionConfig, OptimizerConfig
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision, Step
@@ -61,6 +61,7 @@ def measure(
     optimizer: OptimizerConfig,
     ranks: Ranks,
     precision: Precision,
+    execution: ExecutionConfig,
     *,
     rows: int,
     window: int,
@@ -73,6 +74,7 @@ def measure(
     alone = Ranks(0, 1, ranks.device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = LanguageModel.build(config, seed=0, device=ranks.device, dtype=dtype)
+    model.execute(compiled=execution.compile, recompute=execution.recompute)
     reset_peak_memory(ranks.device)
     step = Step(model, Optimizer(model, optimizer), alone, precision, targets=micro_batches * rows * window)
     batch = random_batch(config, rows, window, ranks.device)

@@ -107,8 +107,9 @@ def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _sweep_again(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None, None]
     if upstream is not None:
-        x, weight = ctx.saved_tensors[1:3]
-        made = losses_backward(upstream, *ctx.saved_tensors, *ctx.options, *ctx.needs_input_grad[:2])
+        saved = ctx.saved_tensors
+        x, weight = saved[1:3]
+        made = losses_backward(upstream, *saved, *ctx.options, *ctx.needs_input_grad[:2])
         wanted = zip(made, (x, weight), ctx.needs_input_grad, strict=False)
         gradients = [d.to(like.dtype) if needed else None for d, like, needed in wanted]
     return *gradients, *[None] * 8

@@ -68,7 +68,7 @@ def recurrent_gradient(h: Tensor, h0: Tensor | None, resets: Tensor | None, dpre
     product = total.view(H, K, 4, K)
     if like.shape[1] == 1:
         product = product.sum(0, keepdim=True, dtype=state_dtype(product.dtype))
-    return product.permute(2, 0, 1, 3).to(like.dtype, memory_format=torch.contiguous_format)
+    return product.permute(2, 0, 1, 3).to(like.dtype).contiguous()
 
 
 def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -139,9 +139,9 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
         ctx.mark_non_differentiable(first, second)
 
     def derive(ctx: Any, dh: Tensor | None, dh_last: Tensor | None, dc_last: Tensor | None, *_: Any) -> Any:
-        h = ctx.saved_tensors[0]
-        dh = torch.zeros_like(h) if dh is None else dh
-        gradients = run_backward(dh, dh_last, dc_last, *ctx.saved_tensors, ctx.forget_offset, ctx.impl)
+        saved = ctx.saved_tensors  # once: a recomputed block makes them at this call
+        dh = torch.zeros_like(saved[0]) if dh is None else dh
+        gradients = run_backward(dh, dh_last, dc_last, *saved, ctx.forget_offset, ctx.impl)
         needed = [gradient if need else None for gradient, need in zip(gradients, ctx.needs_input_grad, strict=False)]
         return *needed, None, None, None, None
 

@@ -17,8 +17,9 @@ def derivative(backward: Backward) -> Callable[..., tuple[Tensor | None, ...]]:
     """The backward of a form's operator, from `backward`(dq, dk, dv, qkv, cosine, sine, q_weight, k_weight, eps)."""
 
     def differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-        q_weight, k_weight = ctx.saved_tensors[3:]
-        dqkv, dweights = backward(dq.contiguous(), dk.contiguous(), dv.contiguous(), *ctx.saved_tensors, ctx.eps)
+        saved = ctx.saved_tensors  # once: a recomputed block makes them at this call
+        q_weight, k_weight = saved[3:]
+        dqkv, dweights = backward(dq.contiguous(), dk.contiguous(), dv.contiguous(), *saved, ctx.eps)
         if q_weight is None:
             return dqkv, None, None, None, None, None, None
         return dqkv, None, None, None, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), None

@@ -74,7 +74,9 @@ def _seconds_per_token(study: growth_study.Study) -> dict[str, float]:
         precision, rows = resolve_precision(small, ranks.device), lay_out(small, ranks).micro_rows
         found = {
             name: 1.0
-            / measure(model, small.optimizer, ranks, precision, rows=rows, window=small.data.window).tokens_per_second
+            / measure(
+                model, small.optimizer, ranks, precision, small.execution, rows=rows, window=small.data.window
+            ).tokens_per_second
             for name, model in {"small": small.model, **study.large}.items()
         }
     finally:

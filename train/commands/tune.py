@@ -1,12 +1,12 @@
-"""`hotplate tune MODEL [flags]`: the fastest micro-batch of a training run on this machine."""
+"""`hotplate tune MODEL [flags]`: the fastest micro-batch and execution of a training run on this machine."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hotplate.train import console, settings
-from hotplate.train.config import TrainConfig
+from hotplate.train.config import ExecutionConfig, TrainConfig
 from hotplate.train.ranks import start
 from hotplate.train.science.batch_search import Search
 from hotplate.train.tune import tune
@@ -20,6 +20,8 @@ class TuneConfig:
 
     seconds: float = 120.0
     """longest search"""
+    try_compile: bool = True
+    """try blocks through torch.compile too; compiling is not in `seconds`"""
     refresh: bool = False
     """measure although the cache knows this model, machine and these versions"""
     json: str | None = None
@@ -34,18 +36,29 @@ def main(arguments: Sequence[str]) -> int:
     config = settings.parse(default, flags, f"hotplate tune {preset}")
     ranks = start(config.train)
     try:
-        found = tune(preset, config.train, ranks, seconds=config.seconds, refresh=config.refresh)
+        found = tune(
+            preset, config.train, ranks, seconds=config.seconds, refresh=config.refresh, compiled=config.try_compile
+        )
     finally:
         ranks.close()
-    _show(preset, found, config.train.batch // ranks.world)
+    for way, search in found.searches:
+        _show(preset, way, search, config.train.batch // ranks.world)
+    way, search = found.best
+    console.say(" ".join([f"--micro-batch {search.best.rows}", *_flags(way)]))
     if config.json:
-        Path(config.json).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        table = [{"execution": asdict(way), **search.to_dict()} for way, search in found.searches]
+        Path(config.json).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def _show(preset: str, found: Search, update: int) -> None:
+def _flags(way: ExecutionConfig) -> list[str]:
+    return [f"--{name}" for name, chosen in asdict(way).items() if chosen]
+
+
+def _show(preset: str, way: ExecutionConfig, found: Search, update: int) -> None:
+    name = " ".join([preset, *_flags(way)])
     console.table(
-        f"{preset}: updates of {update} rows of {found.best.window} tokens on {found.environment['name']}",
+        f"{name}: updates of {update} rows of {found.best.window} tokens on {found.environment['name']}",
         ["micro-batch", "accumulated", "tok/s", "peak MiB", ""],
         [
             [
@@ -58,4 +71,3 @@ def _show(preset: str, found: Search, update: int) -> None:
             for row in found.tried
         ],
     )
-    console.say(f"--micro-batch {found.best.rows}")

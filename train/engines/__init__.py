@@ -5,6 +5,7 @@ from hotplate.train.config import TrainConfig
 from hotplate.train.engines.base import Engine
 from hotplate.train.engines.ddp import DDP
 from hotplate.train.engines.fsdp import FSDP
+from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision
 
@@ -14,6 +15,11 @@ __all__ = ["DDP", "FSDP", "Engine", "build"]
 def build(model: ModelConfig, config: TrainConfig, ranks: Ranks, precision: Precision) -> Engine:
     """A model with initial weights, its optimiser, and what ranks do about them. InputError where the engine cannot
     run here, or not with this config."""
+    if config.engine.kind != "ddp" and (config.execution.compile or config.execution.recompute):
+        raise InputError(
+            f"--engine {config.engine.kind}: blocks are compiled or recomputed by engine ddp only; leave out "
+            "--compile and --recompute, or use --engine ddp"
+        )
     if config.engine.kind == "fsdp":
         return FSDP(model, config, ranks, precision)
     if config.engine.kind == "deepspeed":

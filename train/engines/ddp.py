@@ -22,6 +22,7 @@ class DDP:
 
     def __init__(self, model: ModelConfig, config: TrainConfig, ranks: Ranks, precision: Precision) -> None:
         self._model = LanguageModel.build(model, config.seed, ranks.device, weights_type(precision))
+        self._model.execute(compiled=config.execution.compile, recompute=config.execution.recompute)
         self._ranks = ranks
         shares = Replicated(ranks.rank, ranks.world) if ranks.world > 1 else None
         self.optimizer = Optimizer(self._model, config.optimizer, shares)

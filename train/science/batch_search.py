@@ -163,6 +163,7 @@ def try_rows(name: str, config: TrainConfig, ranks: Ranks, rows: int, seconds: f
             config.optimizer,
             ranks,
             precision,
+            config.execution,
             rows=rows,
             window=window,
             micro_batches=micro_batches,
@@ -212,7 +213,16 @@ def _free_memory() -> float:
 def _cache_path(config: TrainConfig, facts: dict[str, Any], limit: int, update: int | None) -> Path:
     told = {key: facts[key] for key in ("name", "device", "threads", "versions", "revision", "cpu_capability", "cuda")}
     optimizer = asdict(config.optimizer) | {"lr": None}  # the rate changes no time
-    key = [asdict(config.model), optimizer, config.data.window, config.precision, limit, update, told]
+    key = [
+        asdict(config.model),
+        optimizer,
+        config.data.window,
+        config.precision,
+        asdict(config.execution),
+        limit,
+        update,
+        told,
+    ]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return cache_folder().parent / "throughput" / f"{digest}.json"
 

@@ -185,6 +185,7 @@ def throughputs(runs: Sequence[Planned], folder: Path, say: Say) -> dict[str, fl
                 run.config.optimizer,
                 ranks,
                 precision,
+                run.config.execution,
                 rows=rows,
                 window=run.config.data.window,
             )

@@ -12,7 +12,7 @@ import torch
 from hotplate.model.presets import PRESETS
 from hotplate.train.commands import guarded, throughput
 from hotplate.train.commands import tune as tune_command
-from hotplate.train.config import TrainConfig
+from hotplate.train.config import ExecutionConfig, TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
 from hotplate.train.science import batch_search
@@ -29,7 +29,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float | BaseExcep
     """Replace the measurement by a table of tokens/s by rows; the list fills with the rows asked for."""
     asked: list[int] = []
 
-    def measure(model, optimizer, ranks, precision, *, rows, window, micro_batches, seconds):
+    def measure(model, optimizer, ranks, precision, execution, *, rows, window, micro_batches, seconds):
         asked.append(rows)
         speed = speeds[rows]
         if isinstance(speed, BaseException):
@@ -153,7 +153,8 @@ def test_mistakes_are_refused(arguments: list[str], message: str, capsys) -> Non
 
 
 def look_for_micro_batch(batch: int = 12, **changes):
-    return tune("m", replace(CONFIG, batch=batch, **changes), CPU, seconds=60.0, refresh=False)
+    config = replace(CONFIG, batch=batch, **changes)
+    return tune("m", config, CPU, seconds=60.0, refresh=False, compiled=False).best[1]
 
 
 def test_tuning_takes_the_fastest_divisor_and_remembers_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +180,25 @@ def test_the_tune_command_measures_whole_updates(tmp_path: Path, capsys) -> None
     flags = ["--train.batch=2", "--train.data.window=16", "--train.model.layers=1", "--train.model.vocab=64"]
     path = tmp_path / "t.json"
     assert tune_command.main(["gpt-nano", *flags, "--train.threads=1", "--train.device=cpu", f"--json={path}"]) == 0
-    kept = json.loads(path.read_text())
-    assert [row["rows"] * row["micro_batches"] for row in kept["tried"]] == [2, 2]
-    assert f"--micro-batch {kept['best']['rows']}" in capsys.readouterr().out
+    plain, compiled = json.loads(path.read_text())
+    assert [row["rows"] * row["micro_batches"] for row in plain["tried"]] == [2, 2]
+    assert not plain["execution"]["compile"] and compiled["execution"]["compile"]
+    best = max(plain["best"], compiled["best"], key=lambda row: row["tokens_per_second"])
+    assert f"--micro-batch {best['rows']}" in capsys.readouterr().out
+
+
+def test_tuning_recomputes_where_rows_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(model, optimizer, ranks, precision, execution, *, rows, window, micro_batches, seconds):
+        asked.append((rows, execution.compile, execution.recompute))
+        if rows == 3 and not execution.recompute:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        speed = {1: 10.0, 2: 18.0, 3: 50.0}[rows] * (0.8 if execution.recompute else 1.0)
+        return Throughput(rows * window, rows * window / speed, 1.0, 0.0, 3, 1 << 20, 2 << 20)
+
+    monkeypatch.setattr(batch_search, "measure", measure)
+    config = replace(CONFIG, batch=3, tune=True)
+    found = tuned("m", config, CPU)
+    assert found.micro_batch == 3 and found.execution == ExecutionConfig(recompute=True) and not found.tune
+    assert asked == [(1, False, False), (3, False, False), (1, False, True), (3, False, True)]
