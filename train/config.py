@@ -149,6 +149,10 @@ class ExecutionConfig:
     """run every block through torch.compile as one graph; the first step pays for it"""
     recompute: Annotated[bool, tyro.conf.arg(aliases=["--recompute"])] = False
     """keep only the inputs of blocks and compute the rest again in the backward pass: less memory, a third more work"""
+    tune: Annotated[bool, tyro.conf.arg(aliases=["--tune"])] = False
+    """choose micro_batch and these by measuring: the fastest on this machine, kept in the cache"""
+    threads: Annotated[int | None, tyro.conf.arg(aliases=["--threads"])] = None
+    """cpu threads per rank; none = cores / ranks on this machine"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,16 +214,12 @@ class TrainConfig:
     """rows per update, over all ranks and micro-batches"""
     micro_batch: int | None = None
     """rows per forward pass on one rank; none = all of the rank's rows at once"""
-    tune: bool = False
-    """choose micro_batch by measuring: the fastest divisor of a rank's rows on this machine, kept in the cache"""
     seed: int = 0
     """initial weights and data order"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = cuda where there is one"""
     precision: Literal["auto", "fp32", "bf16-autocast", "bf16"] = "auto"
     """bf16: bf16 weights with an fp32 master copy in the optimiser; auto = bf16 on cuda, fp32 on cpu"""
-    threads: int | None = None
-    """cpu threads per rank; none = cores / ranks on this machine"""
     dry_run: bool = False
     """print shapes, parameters, memory, FLOPs, tokens and steps that the budget buys, and stop"""
     model: ModelConfig = field(default_factory=ModelConfig)

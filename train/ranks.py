@@ -106,7 +106,7 @@ def start(config: TrainConfig) -> Ranks:
     device = _device(config, local)
     if device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(config.threads or max(1, cores // local_world))
+        torch.set_num_threads(config.execution.threads or max(1, cores // local_world))
     if config.batch % world:
         legal = [n for n in range(1, config.batch + 1) if config.batch % n == 0]
         raise InputError(

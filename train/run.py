@@ -27,7 +27,7 @@ def run(config: TrainConfig, preset: str, goodput: Goodput | None = None) -> int
     goodput = goodput or Goodput()
     ranks = start(config)
     try:
-        if config.tune:
+        if config.execution.tune:
             with goodput.during("measure"):
                 config = tuned(preset, config, ranks)
         return _run(config, preset, ranks, goodput)

@@ -68,5 +68,5 @@ def tuned(name: str, config: TrainConfig, ranks: Ranks) -> TrainConfig:
     shared = ranks.share(chosen)
     assert isinstance(shared, list)
     rows, compiled, recompute = shared
-    execution = ExecutionConfig(compile=compiled, recompute=recompute)
-    return replace(config, micro_batch=rows, execution=execution, tune=False)
+    execution = replace(config.execution, compile=compiled, recompute=recompute, tune=False)
+    return replace(config, micro_batch=rows, execution=execution)

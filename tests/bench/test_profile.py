@@ -15,7 +15,7 @@ from hotplate.train.commands import guarded
 @pytest.mark.parametrize("preset", ["gpt-nano", "lstm-nano"])
 def test_profile_names_the_operations_of_a_step(preset: str, tmp_path: Path, capsys) -> None:
     flags = ["--steps=2", f"--out={tmp_path}", "--train.batch=2", "--train.data.window=16", "--train.model.vocab=64"]
-    assert main([preset, *flags, "--train.threads=1", "--train.device=cpu"]) == 0
+    assert main([preset, *flags, "--train.execution.threads=1", "--train.device=cpu"]) == 0
     facts = json.loads((tmp_path / "operations.json").read_text())
     names = [row["name"] for row in facts["operations"]]
     assert any("addmm" in name or "::mm" in name for name in names)

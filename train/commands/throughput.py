@@ -12,6 +12,7 @@ import tyro
 
 from hotplate.train import console, settings
 from hotplate.train.budget import Budget
+from hotplate.train.config import ExecutionConfig
 from hotplate.train.errors import InputError
 from hotplate.train.published import throughputs
 from hotplate.train.ranks import start
@@ -63,7 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     for name, preset in presets.items():
         data = dataclasses.replace(preset.data, window=config.window or preset.data.window)
         train = dataclasses.replace(
-            preset, data=data, device=config.device, precision=config.precision, threads=config.threads
+            preset,
+            data=data,
+            device=config.device,
+            precision=config.precision,
+            execution=ExecutionConfig(threads=config.threads),
         )
         ranks = start(train)
         try:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _flags(way: ExecutionConfig) -> list[str]:
-    return [f"--{name}" for name, chosen in asdict(way).items() if chosen]
+    return [f"--{name}" for name in ("compile", "recompute") if getattr(way, name)]
 
 
 def _show(preset: str, way: ExecutionConfig, found: Search, update: int) -> None:

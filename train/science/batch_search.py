@@ -218,7 +218,7 @@ def _cache_path(config: TrainConfig, facts: dict[str, Any], limit: int, update: 
         optimizer,
         config.data.window,
         config.precision,
-        asdict(config.execution),
+        [config.execution.compile, config.execution.recompute],
         limit,
         update,
         told,

@@ -173,13 +173,14 @@ def test_tuning_survives_what_does_not_fit_and_refuses_a_chosen_micro_batch(monk
     assert look_for_micro_batch().best.rows == 2
     with pytest.raises(InputError, match="--micro-batch 4 is chosen already"):
         look_for_micro_batch(micro_batch=4)
-    assert tuned("m", replace(CONFIG, batch=12, tune=True), CPU).micro_batch == 2
+    assert tuned("m", replace(CONFIG, batch=12, execution=ExecutionConfig(tune=True)), CPU).micro_batch == 2
 
 
 def test_the_tune_command_measures_whole_updates(tmp_path: Path, capsys) -> None:
     flags = ["--train.batch=2", "--train.data.window=16", "--train.model.layers=1", "--train.model.vocab=64"]
     path = tmp_path / "t.json"
-    assert tune_command.main(["gpt-nano", *flags, "--train.threads=1", "--train.device=cpu", f"--json={path}"]) == 0
+    flags += ["--train.execution.threads=1", "--train.device=cpu"]
+    assert tune_command.main(["gpt-nano", *flags, f"--json={path}"]) == 0
     plain, compiled = json.loads(path.read_text())
     assert [row["rows"] * row["micro_batches"] for row in plain["tried"]] == [2, 2]
     assert not plain["execution"]["compile"] and compiled["execution"]["compile"]
@@ -198,7 +199,7 @@ def test_tuning_recomputes_where_rows_did_not_fit(monkeypatch: pytest.MonkeyPatc
         return Throughput(rows * window, rows * window / speed, 1.0, 0.0, 3, 1 << 20, 2 << 20)
 
     monkeypatch.setattr(batch_search, "measure", measure)
-    config = replace(CONFIG, batch=3, tune=True)
+    config = replace(CONFIG, batch=3, execution=ExecutionConfig(tune=True))
     found = tuned("m", config, CPU)
-    assert found.micro_batch == 3 and found.execution == ExecutionConfig(recompute=True) and not found.tune
+    assert found.micro_batch == 3 and found.execution == ExecutionConfig(recompute=True)
     assert asked == [(1, False, False), (3, False, False), (1, False, True), (3, False, True)]
