@@ -1,7 +1,9 @@
-"""The definition of causal attention, with the whole mask and the whole score matrix.
+"""The definition of causal attention, with the whole mask and the whole score matrix of each document.
 
 Letters: B rows, T queries, S keys of a row, H query heads, K head width, N documents.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,7 +40,21 @@ def attention(
     """softmax(s) v and log(sum(exp(s))), s = scale q k^T, bent to softcap tanh(s / softcap), where visible.
 
     Feed it float64 for the truth; gradients by autograd. Returns [B, T, H, K] and [B, H, T] in fp32 (fp64).
+    A document is computed by itself: packed or alone, its bits are the same.
     """
+    if cu_seqlens is None:
+        return _rows(q, k, v, scale, window, softcap)
+    flat, (B, T) = [x.flatten(0, 1)[None] for x in (q, k, v)], q.shape[:2]
+    edges = sorted({*cu_seqlens.tolist(), *range(0, (B + 1) * T, T)})  # no document continues into the next row
+    alone = [_rows(*(x[:, start:stop] for x in flat), scale, window, softcap) for start, stop in pairwise(edges)]
+    out = torch.cat([out for out, _ in alone], 1).view_as(q)
+    return out, torch.cat([lse for _, lse in alone], 2).view(q.shape[2], *q.shape[:2]).transpose(0, 1)
+
+
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Every row is one document."""
     wide = torch.promote_types(q.dtype, torch.float32)
     B, T, H, _ = q.shape
     groups = H // k.shape[2]
@@ -46,7 +62,7 @@ def attention(
     scores = scale * torch.einsum("bthk,bshk->bhts", q.to(wide), k_wide)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    seen = visible(B, T, k.shape[1], cu_seqlens, q.device, window)[:, None]
+    seen = visible(B, T, k.shape[1], None, q.device, window)[:, None]
     scores = scores.masked_fill(~seen, float("-inf"))
     out = torch.einsum("bhts,bshk->bthk", torch.softmax(scores, dim=-1), v_wide)
     return out.to(q.dtype), torch.logsumexp(scores, dim=-1)
