@@ -44,9 +44,10 @@ def attention(
     """
     if cu_seqlens is None:
         return _rows(q, k, v, scale, window, softcap)
-    flat, (B, T) = [x.flatten(0, 1)[None] for x in (q, k, v)], q.shape[:2]
+    (B, T), (queries, keys, values) = q.shape[:2], (x.flatten(0, 1)[None] for x in (q, k, v))
     edges = sorted({*cu_seqlens.tolist(), *range(0, (B + 1) * T, T)})  # no document continues into the next row
-    alone = [_rows(*(x[:, start:stop] for x in flat), scale, window, softcap) for start, stop in pairwise(edges)]
+    spans = [slice(start, stop) for start, stop in pairwise(edges)]
+    alone = [_rows(queries[:, at], keys[:, at], values[:, at], scale, window, softcap) for at in spans]
     out = torch.cat([out for out, _ in alone], 1).view_as(q)
     return out, torch.cat([lse for _, lse in alone], 2).view(q.shape[2], *q.shape[:2]).transpose(0, 1)
 
