@@ -6,10 +6,10 @@ Letters: B rows, T steps, D width.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from hotplate.bench.harness import Case
 from hotplate.bench.providers import Op, Operands, both, forward, in_float64
+from hotplate.kernels.linear import linear
 from hotplate.kernels.lstm_dense import lstm_dense
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
