@@ -19,6 +19,7 @@ from hotplate.train.published import reference_throughput
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision
 from hotplate.train.throughput import measure
+from hotplate.train.traffic import demand
 
 MEASURE_SHARE = 0.05  # of a budget in time, at most
 MEASURE_SECONDS = (3.0, 60.0)
@@ -158,6 +159,7 @@ def describe(
     model, window = config.model, config.data.window
     costs = cost(model, window)
     use = memory(config, costs, precision, layout)
+    asked = demand(config, precision, ranks.world, layout.micro_batches)
     whole = plan.hours(plan.tokens)
     peak = device_peak_flops(ranks.device)
     lines = [
@@ -174,6 +176,17 @@ def describe(
         f"activations about {use.activations / 2**30:.2f}",
         f"precision   {precision} on {ranks.device}",
     ]
+    if config.engine.kind != "ddp":
+        total = asked.held + asked.gathered + use.activations
+        lines[4] = (
+            f"memory      {total / 2**30:.2f} GiB a rank: its shares {asked.held / 2**30:.2f}, gathered for a while "
+            f"{asked.gathered / 2**30:.2f}, activations about {use.activations / 2**30:.2f}"
+        )
+    if ranks.world > 1 or config.engine.kind != "ddp":
+        lines.append(
+            f"traffic     {config.engine.kind}: each of {ranks.world} ranks sends {asked.sent / 2**20:,.2f} MiB "
+            f"an update, {asked.between / 2**20:,.2f} of it between replicas"
+        )
     if plan.tokens_per_second is not None:
         source = "measured here" if config.reference is None else f"published for {config.reference}"
         if config.tokens_per_second is not None:

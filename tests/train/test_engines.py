@@ -1,6 +1,7 @@
 """Engines: the same losses, data and checkpoints however many ranks share the model, and however they do."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from tiny import TINY
 from hotplate.train import checkpoint, shares
 from hotplate.train.commands import checkpoint as command
 from hotplate.train.errors import InputError
+from hotplate.train.settings import load_preset, parse
 from hotplate.train.sinks import read_records
+from hotplate.train.traffic import demand
 
 # Rows of no parameter but the embedding divide by 4 ranks, and one vector is shorter than they are many.
 UNEVEN = ["--model.width=30", "--model.ffn=62", "--model.mixer.head-width=15", "--model.positions=none"]
@@ -22,6 +25,7 @@ STREAM = ["--data.mode=stream", "--model.mixer.kind=lstm", "--model.positions=no
 MUON = ["--optimizer.kind=muon"]
 EPS = "--optimizer.eps=1e-4"  # with a tiny eps, Adam's first updates are the signs of rounding errors
 FSDP, HYBRID = ["--engine=fsdp"], ["--engine=fsdp", "--engine.replicas=2"]
+ZERO1 = ["--engine=deepspeed", "--engine.zero=1"]
 ZERO3 = ["--engine=deepspeed", "--engine.zero=3"]
 DAMAGED = "model-00000.safetensors"
 
@@ -71,7 +75,7 @@ CASES = {
     "fsdp-stream-muon": (4, FSDP, [*STREAM, *MUON]),
     "ddp-muon": (2, [], MUON),
     "fsdp-alone": (1, FSDP, []),
-    "zero-1": (2, ["--engine=deepspeed", "--engine.zero=1"], []),
+    "zero-1": (2, ZERO1, []),
     "zero-2-uneven-stream": (4, ["--engine=deepspeed"], [*STREAM, *UNEVEN]),
     "zero-3-clipped": (2, ZERO3, ["--optimizer.clip=0.1", "--micro-batch=2"]),
     "zero-3-stream": (2, ZERO3, STREAM),
@@ -87,6 +91,62 @@ def test_every_engine_equals_one_rank(prepared: Path, crew, alone, tmp_path: Pat
     assert other["test"]["nats"] == pytest.approx(mine["test"]["nats"], rel=1e-5)
     saved = checkpoint.load(checkpoint.listing(tmp_path / "run" / "checkpoints")[-1])
     assert len([name for name in saved.manifest.files if name.startswith("model-")]) == ranks
+
+
+ENGINES = {"ddp": [], "fsdp": FSDP, "deepspeed": ["--engine=deepspeed"]}
+BRIEF = ["--evaluation.splits", "--evaluation.sample-tokens=0"]
+
+
+def test_rows_come_in_one_order_whatever_the_ranks_and_the_engine(prepared: Path, crew, tmp_path: Path) -> None:
+    """Of each update, in global order: tokens, targets, weights and positions, row by row."""
+    found = {}
+    for engine, chosen in ENGINES.items():
+        for ranks in (1, 2, 4):
+            folder = f"--run.folder={engine}-{ranks}"
+            crew.train(tmp_path, *flags(prepared, 2, *BRIEF, *chosen, "--micro-batch=2", folder), ranks=ranks)
+            found[engine, ranks] = crew.rows
+    first = found["ddp", 1]
+    assert [len(rows) for rows in first] == [8, 8] and len({row for rows in first for row in rows}) == 16
+    assert {case: rows == first for case, rows in found.items()} == dict.fromkeys(found, True)
+
+
+def test_preferences_are_learned_alike_under_every_engine(prepared: Path, crew, tmp_path: Path) -> None:
+    crew.train(tmp_path, *flags(prepared, 2, *BRIEF), "--run.folder=start", ranks=1)
+    lines = [json.dumps({"prompt": [4 + n], "chosen": [9, 5], "rejected": [9 + n, 7, 6]}) for n in range(80)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    common = flags(prepared, 6, *BRIEF, "--optimizer.lr=3e-3", "--micro-batch=2")
+    common += ["--preference.pairs=pairs.jsonl", "--run.start=start"]
+    found = {}
+    for engine, chosen in {**ENGINES, "zero-1": ZERO1, "zero-3": ZERO3}.items():
+        crew.train(tmp_path, *common, *chosen, f"--run.folder={engine}", ranks=2)
+        found[engine] = losses(tmp_path / engine), weights(tmp_path / engine), crew.rows
+    first, expected, rows = found["ddp"]
+    assert first[0][1] == pytest.approx(math.log(2), abs=1e-5) and first[-1][1] < 0.6
+    for engine, (others, moved, read) in found.items():
+        assert read == rows, engine
+        assert [x for _, x in others] == pytest.approx([x for _, x in first], abs=2e-6), engine
+        for name, x in expected.items():
+            torch.testing.assert_close(moved[name], x, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [(FSDP, "fp32"), (ZERO1, "fp32"), (ENGINES["deepspeed"], "bf16"), (ZERO3, "fp32"), (ZERO3, "bf16")],
+    ids=["fsdp", "zero-1", "zero-2-bf16", "zero-3", "zero-3-bf16"],
+)
+def test_updates_that_are_not_finite_are_skipped_and_counted(prepared: Path, crew, tmp_path: Path, engine, precision):
+    """On one rank of two: neither applies them, and after three in a row the run ends with what it had before."""
+    common = flags(prepared, 9, *BRIEF, *engine, "--optimizer.max-skipped=3", "--micro-batch=2")
+    common += [f"--precision={precision}", "--run.checkpoint-every=0.34"]
+    said = crew.train(tmp_path, *common, "--run.folder=run", ranks=2, poisoned=(2, 5, 6, 7), code=2)
+    assert "the last 3 updates had non-finite gradients" in said
+    records = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert [r["skipped"] for r in records] == [0, 1, 1, 1, 2, 3, 4]
+    before, after = (checkpoint.load(path) for path in checkpoint.listing(tmp_path / "run" / "checkpoints")[-2:])
+    assert (before.trainer["step"], after.trainer["step"]) == (4, 7)
+    for part in ("model", "optimizer"):
+        mine, other = getattr(before, part), getattr(after, part)
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def test_a_run_goes_on_under_other_engines_and_numbers_of_ranks(prepared: Path, crew, tmp_path: Path) -> None:
@@ -145,6 +205,18 @@ def test_narrow_weights_move_between_engines(prepared: Path, crew, tmp_path: Pat
     crew.train(tmp_path, *common, "--run.folder=two", "--run.resume=auto", ranks=1)
     for (_, x), (_, y) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert y == pytest.approx(x, rel=2e-3)
+
+
+def test_a_dry_run_says_what_ranks_send(prepared: Path, crew, train_tiny, tmp_path: Path, capsys) -> None:
+    common = flags(prepared, 4, *HYBRID, "--micro-batch=1", "--dry-run")
+    said = crew.train(tmp_path, *common, ranks=4)
+    config = parse(load_preset("decoder-nano"), common[1:], "test")
+    asked = demand(config, "fp32", 4, 2)
+    assert asked.sent > asked.between > 0
+    assert f"traffic     fsdp: each of 4 ranks sends {asked.sent / 2**20:,.2f} MiB an update, " in said
+    assert f"{asked.between / 2**20:,.2f} of it between replicas" in said
+    train_tiny("--budget=4steps", "--dry-run")
+    assert "traffic" not in capsys.readouterr().out
 
 
 def test_replicas_that_do_not_divide_the_ranks(train_tiny, tmp_path: Path) -> None:
