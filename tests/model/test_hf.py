@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from hotplate.model import hf
 from hotplate.model.config import ModelConfig
+from hotplate.model.cost import cost
 from hotplate.model.growth.factors import Factors
 from hotplate.model.growth.grow import grow
 from hotplate.model.growth.strategies import Strategy
+from hotplate.model.hf.configs import from_hf
 from hotplate.model.lm import LanguageModel
 
 SIZES = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 64}
@@ -147,6 +149,25 @@ def test_our_gpt_is_exported_as_opt(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.logits(model.hidden(rows_of(tokens))[0])
         torch.testing.assert_close(loaded(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_qwen_has_the_published_size_at_a_vocabulary_of_units() -> None:
+    """Qwen2.5-0.5B's config.json, its tables cut to 502 rows: the size that Maimon et al. 2025 print."""
+    values = {"model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896, "intermediate_size": 4864}
+    values |= {"num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151_936, "rms_norm_eps": 1e-6}
+    values |= {"max_position_embeddings": 32_768, "rope_theta": 1e6, "tie_word_embeddings": True, "hidden_act": "silu"}
+    _, config = from_hf(values)
+    with torch.device("meta"):
+        weights = dict(LanguageModel(config).named_parameters())
+    cut, weights = hf.with_vocabulary(config, weights, 502, "slice", seed=0, rope_theta=1e4)
+    assert sum(x.numel() for x in weights.values()) == cost(cut, 1024).parameters == 358_347_904
+    assert cost(config, 1024).parameters == 358_347_904 + (151_936 - 502) * 896
+    assert (cut.tied, cut.bias, cut.mixer.rope_theta, weights["embedding.weight"].shape) == (
+        True,
+        "qkv",
+        1e4,
+        (502, 896),
+    )
 
 
 def test_bad_folders_are_one_clear_error(folders: dict[str, Path], tmp_path: Path) -> None:
