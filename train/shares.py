@@ -31,7 +31,7 @@ class Shares:
 
     def norm(self, gradients: Sequence[Tensor], device: torch.device) -> Tensor:
         """The norm over all elements of all parameters, fp32 []."""
-        return torch.nn.utils.get_total_norm(gradients)
+        return _norm(gradients, device).float()
 
     def whole(self, local: Tensor, shape: Sequence[int]) -> Tensor:
         """A tensor of `shape` from the elements that all ranks hold, on every rank."""
@@ -41,6 +41,18 @@ class Shares:
         """`work` on whole tensors of `shapes`, of which the local elements are `parts`; the local elements of what it
         gives."""
         return work(dict(parts))
+
+
+def _norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The norm over all elements, []. On CPU torch adds a tensor's squares one after another, in fp32 some 1e-4 off
+    for a large table, and differently for its shares: there in fp64."""
+    held = [gradient for gradient in gradients if gradient.numel()]
+    if not held:
+        return torch.zeros((), device=device)
+    if device.type != "cpu":
+        return torch.nn.utils.get_total_norm(held)
+    each = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in held]
+    return torch.linalg.vector_norm(torch.stack(each))
 
 
 def owners(shapes: Mapping[str, Sequence[int]], ranks: int) -> dict[str, int]:
@@ -96,10 +108,9 @@ class Sharded(Shares):
         return None if parameter.grad is None else parameter.grad.to_local()  # type: ignore[attr-defined]
 
     def norm(self, gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-        held = [gradient for gradient in gradients if gradient.numel()]
-        square = torch.nn.utils.get_total_norm(held).square() if held else torch.zeros((), device=device)
+        square = _norm(gradients, device).square()
         dist.all_reduce(square, group=self._group)
-        return square.sqrt()
+        return square.sqrt().float()
 
     def whole(self, local: Tensor, shape: Sequence[int]) -> Tensor:
         if not shape:

@@ -252,3 +252,12 @@ def test_matrices_are_dealt_out_by_cost() -> None:
     owner = shares.owners(shapes, 2)
     assert owner == shares.owners(dict(reversed(shapes.items())), 2)
     assert owner["a"] != owner["b"] and owner["c"] != owner["d"]
+
+
+def test_the_norm_of_a_large_table_is_that_of_its_shares() -> None:
+    table = torch.randn(16384, 128) * 1e-3
+    expected = float(table.double().square().sum().sqrt())
+    cpu = table.device
+    assert float(shares.Shares().norm([table], cpu)) == pytest.approx(expected, rel=1e-7)
+    assert float(shares.Shares().norm([*table.chunk(4), torch.empty(0)], cpu)) == pytest.approx(expected, rel=1e-7)
+    assert float(shares.Shares().norm([], cpu)) == 0
