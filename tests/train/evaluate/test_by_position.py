@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,15 +135,20 @@ def test_an_evaluation_of_nothing_is_refused(dataset: Dataset) -> None:
 
 
 def test_only_the_main_rank_measures() -> None:
-    shared = {"validation_loss": 3.0}
+    shared, model = {"validation_loss": 3.0}, object()
 
-    def measure() -> dict[str, float]:
+    def session(main: bool, share: Callable[[object], object], measure: Callable[[object], object]) -> SimpleNamespace:
+        engine = SimpleNamespace(whole=lambda: model if main else None)  # only the main rank gets the model
+        return SimpleNamespace(engine=engine, ranks=SimpleNamespace(main=main, share=share), _measure=measure)
+
+    def refuse(_: object) -> dict[str, float]:
         raise AssertionError("this rank must not evaluate")
 
-    other = SimpleNamespace(ranks=SimpleNamespace(main=False, share=lambda mine: shared), _measure=measure)
+    asked: list[object] = []
+    other = session(False, lambda mine: shared, refuse)
     assert Session._validate(other) == shared  # type: ignore[arg-type]
-    main = SimpleNamespace(ranks=SimpleNamespace(main=True, share=lambda mine: mine), _measure=lambda: shared)
-    assert Session._validate(main) == shared  # type: ignore[arg-type]
+    main = session(True, lambda mine: mine, lambda given: asked.append(given) or shared)
+    assert Session._validate(main) == shared and asked == [model]  # type: ignore[arg-type]
 
 
 def test_the_command_evaluates_several_sets_and_by_position(
