@@ -29,7 +29,9 @@ folder = "runs"
 [train]
 batch = 8
 device = "cpu"
+[train.execution]
 threads = 1
+
 [train.model]
 layers = 1
 width = 32
