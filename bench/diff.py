@@ -1,6 +1,5 @@
 """Why one measurement is slower than another: two result files row by row, or two profiles operation by operation."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from hotplate.bench import results
 from hotplate.bench.results import Row
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,14 @@ def of_operations(before: Sequence[dict[str, Any]], after: Sequence[dict[str, An
 def load(path: Path) -> tuple[str, list[Row] | list[dict[str, Any]]]:
     """("rows", rows) of a result file, ("operations", rows) of a profile's operations.json. InputError otherwise."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a result file or profile: {error}") from error
     if isinstance(body, dict) and isinstance(body.get("operations"), list):
+        for row in body["operations"]:
+            named = isinstance(row, dict) and isinstance(row.get("name"), str)
+            if not named or not isinstance(row.get("milliseconds"), int | float):
+                raise InputError(f"{path}: want operations with name and milliseconds, got {str(row)[:80]}")
         return "operations", body["operations"]
     return "rows", results.read(path)[1]
 

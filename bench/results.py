@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from hotplate.bench.harness import Case, dtype_name, floor_ms, measured_rates
 from hotplate.bench.timing import Samples
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -98,9 +100,12 @@ def write(path: Path, rows: Iterable[Row], machine: Mapping[str, object]) -> Non
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """Machine and rows of a result file. InputError when it is none."""
     known = {field.name for field in fields(Row)}
+    kinds = {name: kind if kind is str else kind | int for name, kind in typing.get_type_hints(Row).items()}
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row(**{key: value for key, value in values.items() if key in known}) for values in body["rows"]]
+        body = parse_json(path.read_text(encoding="utf-8"))
+        rows = [Row(**{key: value for key, value in dict(values).items() if key in known}) for values in body["rows"]]
+        if wrong := [name for row in rows for name, kind in kinds.items() if not isinstance(getattr(row, name), kind)]:
+            raise TypeError(f"another kind of value: {wrong[0]}")
         return dict(body["machine"]), rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a result file of hotplate bench: {error}") from error

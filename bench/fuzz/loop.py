@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from hotplate.bench.fuzz.mutations import mutated
-from hotplate.bench.fuzz.targets import Target
+from hotplate.bench.fuzz.target import Target
 
 HANG_SECONDS = 5
 MOST_FINDINGS = 20

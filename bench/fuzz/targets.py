@@ -7,15 +7,18 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hotplate.bench.faults.arena import invented_text
+from hotplate.bench.fuzz.corpora import corpora
+from hotplate.bench.fuzz.speech import speech
+from hotplate.bench.fuzz.studies import studies
+from hotplate.bench.fuzz.target import Target
 from hotplate.train import checkpoint, settings, tensor_files
 from hotplate.train.data.dataset import MANIFEST, Dataset, Manifest
 from hotplate.train.data.file_lists import FileLists
@@ -32,31 +35,13 @@ from hotplate.train.watchdog import Life
 SHARED = Path("/dev/shm")  # memory: the parsers are tried, not the disk
 
 
-@dataclass(frozen=True)
-class Target:
-    """`parse` reads the bytes that stand in `path`, a file of the name it expects in a folder it expects."""
-
-    name: str
-    path: Path
-    seeds: list[bytes]
-    parse: Callable[[], object]
-
-    def accepts(self, content: bytes) -> bool:
-        """Whether the parser takes these bytes. Any other exception than InputError is the finding."""
-        self.path.write_bytes(content)
-        try:
-            self.parse()
-        except InputError:
-            return False
-        return True
-
-
 @contextmanager
 def targets() -> Iterator[dict[str, Target]]:
     """All of them, over a folder that is removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="hotplate-fuzz-", dir=SHARED if SHARED.is_dir() else None))
     try:
         made = [*_shards(folder), *_data(folder), *_configs(folder), *_checkpoints(folder), *_run_files(folder)]
+        made += [*corpora(folder, folder / "set"), *speech(folder, folder / "set"), *studies(folder)]
         yield {target.name: target for target in made}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

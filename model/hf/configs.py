@@ -37,6 +37,8 @@ def from_hf(values: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
         return family, _FROM[family](values)
     except KeyError as error:
         raise ValueError(f"hugging face {family}: config.json lacks {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"hugging face {family}: config.json holds another kind of value: {error}") from error
 
 
 def _rope(values: Mapping[str, Any], base: str = "rope_theta") -> tuple[float, float]:

@@ -22,7 +22,7 @@ OPT_OFFSET = 2  # rows of OPT's position table before that of position 0, which 
 
 def load(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Config and fp32 weights of a decoder. ValueError for what is missing, foreign or of another shape."""
-    family, config = from_hf(_json(folder / "config.json"))
+    family, config = from_hf(read_json(folder / "config.json"))
     tensors = _tensors(folder)
     weights = {}
     for name, axes in declared_axes(config).items():
@@ -139,7 +139,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder's safetensors files."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        mapped = _json(index).get("weight_map")
+        mapped = read_json(index).get("weight_map")
         if not isinstance(mapped, dict):
             raise ValueError(f"{index}: holds no weight_map")
         names = sorted({str(value) for value in mapped.values()})
@@ -161,7 +161,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: missing; want a folder with config.json and safetensors files")
     with path.open("rb") as file:

@@ -1,7 +1,6 @@
 """`hotplate growth-study [PLAN.toml] --json RESULT.json`: growth against training from scratch, with seeds."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 
 from hotplate.train import console, settings
 from hotplate.train.environment import environment
-from hotplate.train.errors import InputError
 from hotplate.train.plan import lay_out
 from hotplate.train.ranks import start
 from hotplate.train.science import growth_study
@@ -35,12 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     name, flags = settings.split_preset(arguments, str(Path(growth_study.__file__).with_suffix(".toml")))
     config = settings.parse(GrowthStudyConfig(), flags, "hotplate growth-study PLAN")
     path = Path(name)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+    values = growth_study.read_values(path)
     plan = growth_study.load_plan(values, str(path))
     if config.folder is not None:
         plan = replace(plan, folder=config.folder)

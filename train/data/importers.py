@@ -5,6 +5,7 @@ They carry no vocabulary, so a tokenizer file is required; every id is checked a
 
 import hashlib
 import shutil
+import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def import_languini(config: ImportConfig, file_lists: dict[str, str] | None = No
     folder = Path(config.source)
     listed: list[tuple[str | None, str, int | None]]
     if file_lists:
-        listed = [(split, *entry) for split, path in file_lists.items() for entry in _file_list(Path(path))]
+        listed = [(split, *entry) for split, path in file_lists.items() for entry in file_list(Path(path))]
     else:
         listed = [(None, path.relative_to(folder).as_posix(), None) for path in sorted(folder.rglob("*.npy"))]
     if not listed:
@@ -92,7 +93,7 @@ def import_llmc(config: ImportConfig, separator: int = GPT2_END_OF_TEXT) -> Data
 
     Raises InputError for an unknown magic number or version, a count that differs, an id out of range.
     """
-    return _import(config, "llmc", _bin_documents(config, separator, _map_llmc))
+    return _import(config, "llmc", _bin_documents(config, separator, map_llmc))
 
 
 def _import(config: ImportConfig, kind: str, documents: Iterable[TokenDocument]) -> Dataset:
@@ -138,10 +139,12 @@ def _split_by_hash(config: ImportConfig, identifier: str) -> str:
     return "validation" if place < config.test + config.validation else "train"
 
 
-def _file_list(path: Path) -> Iterator[tuple[str, int]]:
+def file_list(path: Path) -> Iterator[tuple[str, int]]:
     entries = _load_npy(path)
     if entries.ndim != 2 or entries.shape[1] != 2 or entries.dtype.kind != "U":
         raise InputError(f"{path}: want a file list, strings of shape [N, 2], got {entries.dtype} {entries.shape}")
+    if entries.size and np.ascontiguousarray(entries).view(entries.dtype.byteorder + "u4").max() > 0x10FFFF:
+        raise InputError(f"{path}: holds characters that are none; get the file again")
     for number, (name, length) in enumerate(entries.tolist()):
         if Path(name).is_absolute() or ".." in Path(name).parts or not length.isdecimal():
             raise InputError(
@@ -163,7 +166,7 @@ def _languini_book(folder: Path, split: str | None, name: str, length: int | Non
 def _load_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError, MemoryError) as error:
         raise InputError(f"{path}: cannot read it as .npy: {error}") from error
 
 
@@ -194,7 +197,7 @@ def _map_nanogpt(path: Path) -> np.ndarray:
     return np.memmap(path, "<u2", "r")
 
 
-def _map_llmc(path: Path) -> np.ndarray:
+def map_llmc(path: Path) -> np.ndarray:
     raw = np.fromfile(path, "<i4", 256)
     if len(raw) < 256:
         raise InputError(f"{path}: truncated: want a header of {LLMC_HEADER_BYTES} bytes, got {path.stat().st_size}")

@@ -19,6 +19,7 @@ from hotplate.train.data.tokenizer import Tokenizer
 from hotplate.train.data.units import FILE as UNITS_FILE
 from hotplate.train.data.units import UnitDescription, UnitTokenizer
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 FILE = "mixed.json"
 FORMAT = "hotplate-mixed-1"
@@ -53,13 +54,13 @@ class MixedTokenizer:
         """From the file that `write` made, and the two that it names. InputError for anything else."""
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise ValueError(f"not of format {FORMAT}")
             tokenizer = Tokenizer.load(path.parent / Path(content["tokenizer"]).name, int(content["eod"]))
         except OSError as error:
             raise InputError(f"{path}: cannot read the vocabulary: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path}: not a vocabulary of text and units: {error!r}; make the data again") from error
         return cls(path, tokenizer, UnitDescription.read(path.parent / UNITS_FILE))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from hotplate.train.errors import InputError
 
+MOST_IDS = 1 << 22  # ten times the largest vocabularies: a damaged id must not ask for all memory
 SPACE = "\u2581"  # SentencePiece's visible stand-in for the space
 
 
@@ -36,6 +37,8 @@ def json_table(definition: dict, path: str) -> list[bytes]:
         pieces = {piece: token for token, (piece, _) in enumerate(pieces)}
     added = definition.get("added_tokens") or []
     ids = [*pieces.values(), *(token["id"] for token in added)]
+    if not all(isinstance(token, int) and 0 <= token < MOST_IDS for token in ids):
+        raise InputError(f"{path}: want ids of 0 to {MOST_IDS - 1:,}")
     table = [b""] * (max(ids) + 1)
     for piece, token in pieces.items():
         table[token] = to_bytes(piece)

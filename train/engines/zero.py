@@ -5,7 +5,6 @@ per update. Refused, because DeepSpeed cannot do it as the other engines do: Muo
 """
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from hotplate.train.ranks import Ranks
 from hotplate.train.saving import shared_out
 from hotplate.train.step import Precision
 from hotplate.train.tensor_files import Piece
+from hotplate.train.untrusted import parse_json
 
 KINDS = ("exp_avg", "exp_avg_sq")
 BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -215,7 +215,7 @@ def settings(config: TrainConfig, ranks: Ranks, precision: Precision) -> dict[st
         return table
     path = Path(config.engine.deepspeed)
     try:
-        more = json.loads(path.read_text(encoding="utf-8"))
+        more = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--engine.deepspeed {path}: cannot be read: {error}") from error
     if not isinstance(more, dict):

@@ -26,8 +26,10 @@ from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 from hotplate.train.plan import Layout, memory
 from hotplate.train.ranks import Ranks
+from hotplate.train.settings import merge
 from hotplate.train.step import resolve_precision
 from hotplate.train.throughput import TIMED_STEPS, Throughput, measure
+from hotplate.train.untrusted import parse_json
 
 PATIENCE = 2  # larger batches in a row that are no faster
 PROBE_SECONDS = 10.0  # of timed steps per batch while searching
@@ -102,7 +104,7 @@ def _search(
 ) -> Search:
     facts = environment(ranks.device)
     path = _cache_path(config, facts, sizes[-1], update)
-    if path.is_file() and not refresh and (kept := _read(path)) is not None:
+    if path.is_file() and not refresh and (kept := read_kept(path)) is not None:
         return kept
 
     def attempt(rows: int, most: float) -> Row:
@@ -227,11 +229,16 @@ def _cache_path(config: TrainConfig, facts: dict[str, Any], limit: int, update: 
     return cache_folder().parent / "throughput" / f"{digest}.json"
 
 
-def _read(path: Path) -> Search | None:
+def read_kept(path: Path) -> Search | None:
     """A kept result; None when it cannot be read, and is made again."""
+    blank = Row(
+        model="", device="", precision="", rows=0, window=0, parameters=0, non_embedding_parameters=0,
+        training_flops_per_token=0,
+    )  # fmt: skip
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row(**row) for row in values["tried"])
-        return Search(best=Row(**values["best"]), tried=rows, environment=values["machine"])
-    except (OSError, ValueError, KeyError, TypeError):
+        values = parse_json(path.read_text(encoding="utf-8"))
+        best, *tried = (merge(blank, row, str(path)) for row in (values["best"], *values["tried"]))
+        machine = dict(values["machine"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         return None
+    return Search(best=best, tried=tuple(tried), environment=machine) if best.rows > 0 and tried else None

@@ -10,6 +10,7 @@ model's training; gains are averaged over seeds as logarithms, with Student's in
 import dataclasses
 import json
 import math
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,12 +67,24 @@ class StudyPlan:
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """What a plan's TOML file holds. InputError where it is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
 def load_plan(values: dict[str, Any], where: str) -> StudyPlan:
     """The plan in a parsed TOML file. InputError for unknown keys, types or ways."""
     ways = values.pop("way", None)
-    if not isinstance(ways, dict) or not ways:
+    if not isinstance(ways, dict) or not ways or not all(isinstance(way, dict) for way in ways.values()):
         raise InputError(f"{where}: want tables [way.NAME], one per way to grow")
     train = values.pop("train", {})
+    if not isinstance(train, dict):
+        raise InputError(f"{where}: train: want a table, got {train!r}")
     parsed = tuple(settings.merge(Way(name=name), table, f"{where}: way.{name}") for name, table in ways.items())
     plan = settings.merge(StudyPlan(), values, where)
     if len(plan.seeds) < 2:

@@ -12,7 +12,6 @@ throughput measured before training), tokens, training FLOPs, parameters. A tabl
 """
 
 import dataclasses
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.growing import final_model
 from hotplate.train.settings import merge
+from hotplate.train.untrusted import parse_json
 
 Metric = Literal["normalised_perplexity", "normalised_perplexity_characters", "bits_per_byte", "loss", "perplexity"]
 Axis = Literal["hours", "tokens", "flops", "parameters"]
@@ -107,11 +107,11 @@ def read_run(folder: Path) -> Run:
         )
     try:
         table = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        summary = parse_json((folder / "summary.json").read_text(encoding="utf-8"))
+        environment = parse_json((folder / "environment.json").read_text(encoding="utf-8"))
         facts = summary["splits"], summary["tokens"], summary["budget"], environment["plan"]["tokens_per_second"]
         preset = table.pop("preset")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{folder}: not a run folder of this version: {type(error).__name__} {error}") from error
     assert facts
     return Run(folder, merge(TrainConfig(), table, str(folder / "config.toml")), preset, summary, environment)
@@ -181,8 +181,8 @@ def read_table(path: Path, metric: Metric) -> list[Observation]:
     """The points of a table. InputError for anything that is not one, or for another metric."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
+        values = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a table of points: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("point"), list) or not values["point"]:
         raise InputError(f"{path}: want metric = ... and one or more [[point]], got {str(values)[:80]}")
@@ -198,7 +198,10 @@ def _point(values: Any, where: str) -> Observation:
         raise InputError(f"{where}: want at least family and value, got {values!r}")
     point = merge(Observation(family="", value=1.0, source=where), values, where)
     if point.hours is None and point.tokens is not None and point.tokens_per_second is not None:
-        point = dataclasses.replace(point, hours=point.tokens / point.tokens_per_second / 3600)
+        try:
+            return dataclasses.replace(point, hours=point.tokens / point.tokens_per_second / 3600)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
     return point
 
 

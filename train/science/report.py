@@ -1,6 +1,5 @@
 """From runs to a page and a record: everything that a comparison found, what it rests on, and how to make it again."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from hotplate.train.science.figures import Drawing, colours
 from hotplate.train.science.laws import Fit
 from hotplate.train.science.observations import Axis, Observation, Run, check_comparable, observe
 from hotplate.train.sinks import read_records
+from hotplate.train.untrusted import parse_json
 
 AXES: tuple[Axis, ...] = ("hours", "tokens", "flops")
 
@@ -140,7 +140,7 @@ def render(made: Comparison, drawn: Sequence[Drawing], title: str, command: str,
     sections.append(page.section("Learning curves", page.drawing(figure["curves"])))
     sections.append(page.section("Throughput and goodput", page.drawing(figure["throughput"])))
     if bench is not None:
-        sections.append(_speed_of_light(bench))
+        sections.append(speed_of_light(bench))
     sections.append(_provenance(made, command))
     models = ", ".join(by_model(made))
     budgets = list(dict.fromkeys(observation.budget for observation in made.observations))
@@ -215,10 +215,10 @@ def _crossings(made: Comparison) -> str:
     return page.table(["families", "crossing", level, f"no crossing by {amount(made.horizon, 'hours')}"], rows)
 
 
-def _speed_of_light(path: Path) -> str:
+def speed_of_light(path: Path) -> str:
     """Measured kernels of a bench result beside the least time that their bytes and FLOPs need."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         rows = [
             [
                 f"{row['bench']} {row['case']}",
@@ -232,7 +232,7 @@ def _speed_of_light(path: Path) -> str:
             if row["floor_ms"] is not None
         ]
         machine, date = values["machine"]["name"], str(values["machine"]["date"])[:10]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise InputError(f"{path}: not a bench result: {type(error).__name__} {error}") from error
     told = page.paragraph(f"{path.name}: {machine}, {date}. Floor: bytes over bandwidth or FLOPs over rate.", "note")
     columns = ["case", "provider", "dtype", "floor ms", "ms", "speed of light"]

@@ -99,7 +99,7 @@ def load_plan(name: str) -> SweepPlan:
         raise InputError(f"sweep: {name!r} is neither a .toml file nor a shipped study ({known})")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     for key in ("train", "model"):
         if not isinstance(values.get(key, {}), dict):

@@ -15,6 +15,7 @@ FRAME_SECONDS = 0.01
 SPEECH_BELOW_PEAK_DB = 35.0  # quieter than the loud parts (95th percentile) by this much is silence
 NOISE_MARGIN_DB = 6.0  # and so is what exceeds the noise floor (10th percentile) by less than this
 SHORTEST_GAP_SECONDS = 0.3  # shorter silences stay inside a segment
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # beyond them no recording, and a filter of millions of taps
 SHORTEST_SPEECH_SECONDS = 0.2
 MARGIN_SECONDS = 0.1  # kept on both sides of a segment
 
@@ -45,6 +46,8 @@ def read_audio(path: Path, sample_rate: int, resample: bool = False) -> np.ndarr
         raise InputError(f"{path}: damaged: sample {int(np.argmin(np.isfinite(wave)))} is not a finite number")
     if np.abs(wave).max() < SILENT:
         raise InputError(f"{path}: silent: no sample exceeds {SILENT:g} of full scale")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise InputError(f"{path}: damaged: {rate} Hz is no rate of {LOWEST_RATE} to {HIGHEST_RATE} Hz")
     if rate == sample_rate:
         return wave
     if not resample:

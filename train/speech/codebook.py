@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import parse_json
 
 SHIPPED = Path(__file__).parent / "codebooks"
 EMBEDDED = SHIPPED / "mel-100.safetensors"  # fitted on synthetic speech: see the .json beside it
@@ -52,7 +53,7 @@ class Codebook:
                 with safe_open(path, framework="numpy") as file:
                     names = set(file.keys())
                     mel = file.get_tensor("mel") if "mel" in names else None
-                    features = json.loads((file.metadata() or {}).get("features", "null"))
+                    features = parse_json((file.metadata() or {}).get("features", "null"))
                     codebook = cls(file.get_tensor("centroids"), mel, features)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(

@@ -5,7 +5,6 @@ Source: Hsu et al. 2021; the 25 Hz geometry with an eighth convolution: Hassid e
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hotplate.train.errors import InputError
+from hotplate.train.settings import merge
+from hotplate.train.untrusted import read_object
 
 SAMPLE_RATE = 16_000
 
@@ -208,7 +209,7 @@ class HubertFeatures:
         """config.json and model.safetensors of `folder`. InputError: missing, of another kind, or not fitting."""
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: no CUDA device here; use --device cpu")
-        config = _config_of(folder)
+        config = config_of(folder)
         path = folder / "model.safetensors"
         try:
             weights = load_file(path)
@@ -233,20 +234,15 @@ class HubertFeatures:
         return [row[:count].float().cpu().numpy() for row, count in zip(hidden, frames.tolist(), strict=True)]
 
 
-def _config_of(folder: Path) -> HubertConfig:
+def config_of(folder: Path) -> HubertConfig:
+    """Of the folder's config.json. InputError for what is none, or of another form."""
     path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read the configuration: {error}") from error
+    content = read_object(path, "the configuration", "use the published one")
     want = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False, "hidden_act": "gelu"}
     if wrong := {name: content[name] for name, value in want.items() if content.get(name, value) != value}:
         raise InputError(f"{path}: want a HuBERT of the base form {want}, got {wrong}")
     known = {field.name for field in fields(HubertConfig)}
-    values: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in content.items() if name in known
-    }
-    return HubertConfig(**values)
+    return merge(HubertConfig(), {name: value for name, value in content.items() if name in known}, str(path))
 
 
 def _current_name(name: str) -> str:

@@ -6,6 +6,7 @@ what the draws of further epochs are made from.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from hotplate.train.speech.interleave import InterleaveConfig, Spoken, align, in
 from hotplate.train.speech.store import UnitFolder
 from hotplate.train.speech.texts import documents
 from hotplate.train.speech.voices import Word
+from hotplate.train.untrusted import parse_json
 
 SPOKEN = "train.spoken.safetensors"
 
@@ -113,8 +115,12 @@ def read_spoken(dataset: Dataset) -> tuple[list[Spoken], InterleaveConfig] | Non
     try:
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
-            names, config = json.loads(facts["names"]), InterleaveConfig(**json.loads(facts["interleave"]))
+            names, config = parse_json(facts["names"]), InterleaveConfig(**parse_json(facts["interleave"]))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        for counts, counted in (("unit_counts", ("units",)), ("word_counts", ("word_ends", "first", "last"))):
+            sizes = {arrays[counts].sum(), *(len(arrays[name]) for name in counted)}
+            if len(sizes) != 1 or arrays[counts].ndim != 1 or (arrays[counts] < 0).any():
+                raise ValueError(f"{counts} do not add up")
         words = np.split(arrays["text"], arrays["word_ends"][:-1])
         found, unit, word = [], 0, 0
         for name, units, count in zip(names, arrays["unit_counts"], arrays["word_counts"], strict=True):
@@ -167,13 +173,18 @@ def _words(name: str, folders: tuple[str, ...]) -> list[Word]:
     path = next((Path(folder) / beside for folder in folders if (Path(folder) / beside).is_file()), None)
     if path is None:
         raise InputError(f"{name}: no alignment {beside} in {', '.join(folders)}")
+    return read_alignment(path)
+
+
+def read_alignment(path: Path) -> list[Word]:
+    """The words of a file of `aligned_text`. InputError where it has none, or they do not go forward in time."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["aligned_text"]
+        rows = parse_json(path.read_text(encoding="utf-8"))["aligned_text"]
         words = [Word(str(row["word"]), float(row["start_time"]), float(row["end_time"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no aligned_text of word, start_time, end_time: {error!r}") from error
     late = [a.word for a, b in zip(words, words[1:], strict=False) if b.start < a.start]
-    if not words or late or any(word.end < word.start for word in words):
+    if not words or late or not all(0 <= word.start <= word.end < math.inf for word in words):
         raise InputError(f"{path}: want words in the order of their times, got {late or 'none'}")
     return words
 

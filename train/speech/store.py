@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from hotplate.train.data.units import FILE, UnitDescription
 from hotplate.train.errors import InputError
 from hotplate.train.speech.encoder import Units
+from hotplate.train.untrusted import parse_json
 
 PATTERN = "units-*.safetensors"
 
@@ -59,7 +60,7 @@ class UnitFolder:
 
     def done(self) -> set[str]:
         """Names of the audio files whose units are complete here."""
-        return {file for shard in self.shards() for file in json.loads(self._header(shard)["files"])}
+        return {file for shard in self.shards() for file in self._listed(shard, "files")}
 
     def write(self, label: str, files: list[str], utterances: list[tuple[str, Units]]) -> Path:
         """A new shard with the units of all parts of `files`; `label` keeps writers of one folder apart."""
@@ -86,14 +87,29 @@ class UnitFolder:
     def utterances(self) -> Iterator[Utterance]:
         """All utterances, shard by shard. InputError: a damaged shard, other units, a unit outside the codebook."""
         for shard in self.shards():
-            names = json.loads(self._header(shard)["names"])
-            with safe_open(shard, framework="numpy") as file:
-                units, durations, offsets = (file.get_tensor(name) for name in ("units", "durations", "offsets"))
-            whole = len(offsets) == len(names) + 1 and len(units) == len(durations) == offsets[-1]
+            names = self._listed(shard, "names")
+            try:
+                with safe_open(shard, framework="numpy") as file:
+                    units, durations, offsets = (file.get_tensor(name) for name in ("units", "durations", "offsets"))
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{shard}: damaged: {error}; delete it and encode again") from error
+            right = units.dtype == durations.dtype == np.uint16 and units.ndim == durations.ndim == offsets.ndim == 1
+            whole = right and offsets.dtype == np.int64 and len(offsets) == len(names) + 1 and offsets[0] == 0
+            whole = whole and len(units) == len(durations) == offsets[-1] and (np.diff(offsets) >= 0).all()
             if not whole or units.size and units.max() >= self.description.units:
                 raise InputError(f"{shard}: damaged: lengths or units are impossible; delete it and encode again")
             for name, start, stop in zip(names, offsets[:-1], offsets[1:], strict=True):
                 yield Utterance(name, units[start:stop], durations[start:stop])
+
+    def _listed(self, shard: Path, key: str) -> list[str]:
+        """The names under `key` in the shard's header."""
+        try:
+            found = parse_json(self._header(shard)[key])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{shard}: damaged: no {key} in its header; delete it and encode again") from error
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise InputError(f"{shard}: damaged: {key} are no list of names; delete it and encode again")
+        return found
 
     def _header(self, shard: Path) -> dict[str, str]:
         try:

@@ -5,7 +5,6 @@ normalisation (`weight_g`, `weight_v`) is folded into plain weights when they ar
 Sources: Kong, Kim and Bae 2020; Polyak et al. 2021 (units, durations).
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hotplate.train.errors import InputError
+from hotplate.train.settings import merge
+from hotplate.train.untrusted import read_object
 
 SLOPE, LAST_SLOPE = 0.1, 0.01  # of the leaky rectifiers
 
@@ -106,7 +107,7 @@ class UnitVocoder(nn.Module):
     @classmethod
     def open(cls, folder: Path) -> "UnitVocoder":
         """InputError: missing or damaged files, or weights that do not fit the configuration."""
-        config = _config_of(folder / "config.json")
+        config = config_of(folder / "config.json")
         path = folder / "model.safetensors"
         try:
             weights = _folded(load_file(path))
@@ -142,20 +143,15 @@ class UnitVocoder(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))[0, 0].numpy()
 
 
-def _config_of(path: Path) -> VocoderConfig:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(VocoderConfig)}
-        values = {name: _tuples(value) for name, value in content.items() if name in known}
-        wanted = {field.name for field in fields(DurationConfig)}
-        durations = {name: v for name, v in values.pop("dur_predictor_params", {}).items() if name in wanted}
-        return VocoderConfig(**values, dur_predictor_params=DurationConfig(**durations))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot read the vocoder's configuration: {error}") from error
-
-
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def config_of(path: Path) -> VocoderConfig:
+    """Of a config.json. InputError for what is none."""
+    content = read_object(path, "the vocoder's configuration", "use the published one")
+    wanted = {field.name for field in fields(DurationConfig)}
+    values = {field.name: content[field.name] for field in fields(VocoderConfig) if field.name in content}
+    durations = values.get("dur_predictor_params")
+    if isinstance(durations, dict):
+        values["dur_predictor_params"] = {name: value for name, value in durations.items() if name in wanted}
+    return merge(VocoderConfig(), values, str(path))
 
 
 def _folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
