@@ -146,7 +146,7 @@ class ExecutionConfig:
     """How a rank computes its blocks: speed and memory differ, results do not (compiled: up to rounding)."""
 
     compile: Annotated[bool, tyro.conf.arg(aliases=["--compile"])] = False
-    """run every block through torch.compile as one graph; the first step pays for it"""
+    """run every block through torch.compile as one graph, tried before the first update (see --guard.failed-compile)"""
     recompute: Annotated[bool, tyro.conf.arg(aliases=["--recompute"])] = False
     """keep only the inputs of blocks and compute the rest again in the backward pass: less memory, a third more work"""
     tune: Annotated[bool, tyro.conf.arg(aliases=["--tune"])] = False
@@ -157,7 +157,7 @@ class ExecutionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What is done about losses that jump, ranks that hang and disks that fail."""
+    """What is done about jumping losses, hanging ranks, failing disks, blocks that do not compile, and full devices."""
 
     spike: Literal["warn", "skip"] = "warn"
     """a loss far above its recent mean: warn = say so and keep its batch; skip = do not apply the update either"""
@@ -172,6 +172,11 @@ class GuardConfig:
     """tries of writing a checkpoint, with growing pauses (1 s, 2 s, ...); a full disk is not tried again"""
     save_failures: int = 3
     """stop after this many checkpoints in a row that could not be written (exit code 74)"""
+    failed_compile: Literal["warn", "stop"] = "warn"
+    """blocks that --compile fails on: warn = say why and train uncompiled; stop = end before the first update"""
+    out_of_memory: Literal["stop", "halve"] = "stop"
+    """a full device: stop = what fills it, a smaller micro-batch, exit code 2; halve = the same update again from half
+    the micro-batch, twice the accumulation (engine ddp, whose ranks then exchange gradients after backward passes)"""
 
 
 @dataclass(frozen=True, kw_only=True)

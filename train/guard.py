@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TypeVar
 
+import torch
+
 from hotplate.train.errors import InputError, StorageError
 
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # waiting mends none
@@ -100,6 +102,17 @@ class Saves:
                 f"{folder}, then go on from the last checkpoint with --run.resume auto"
             )
         return f"warning: {what} not saved: {error} ({room}); older checkpoints are intact, training goes on"
+
+
+def keep_memory(path: Path, device: torch.device) -> Path | None:
+    """A snapshot of what is allocated on a GPU; None where there is none, or it cannot be written."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.memory._dump_snapshot(str(path))
+    except (OSError, RuntimeError):
+        return None
+    return path
 
 
 def _free(folder: Path) -> int:

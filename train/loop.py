@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hotplate.model.batch import Batch
 from hotplate.model.cost import Cost
 from hotplate.model.state import State
 from hotplate.train.budget import Goodput, Plan
@@ -19,7 +20,7 @@ from hotplate.train.errors import InputError
 from hotplate.train.guard import StopSignal
 from hotplate.train.plan import used_memory_gib
 from hotplate.train.ranks import Ranks
-from hotplate.train.step import Step, Update
+from hotplate.train.step import NoRoom, Step, Update
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Hooks:
 
     report: Callable[[dict[str, Any]], None]
     odd: Callable[[Sequence[Oddity]], None]
+    smaller: Callable[[str, Progress], int]  # why there was no room; more micro-batches than before, states cut alike
     validate: Callable[[], Mapping[str, float]]
     save: Callable[[Progress], None]
 
@@ -147,7 +149,7 @@ def train(
     goodput.switch("train")
     for step, batches in loader:
         lr = config.optimizer.lr * course.rate(step)
-        update, progress.states = step_fn(batches, progress.states, lr)
+        update, progress.states = _fitting(step_fn, loader, progress, batches, lr, hooks)
         meter.add(update)
         progress.step = step + 1
         stopping, late = ranks.any(stop.name is not None, time.monotonic() - saved_at > config.run.checkpoint_seconds)
@@ -164,7 +166,7 @@ def train(
                 hooks.odd(odd)
         if due(config.evaluation.every, progress.step, plan):
             with goodput.during("evaluate"), meter.paused():
-                record = {**(record or _position(progress, plan)), **hooks.validate()}
+                record = {**(record or position(progress, plan)), **hooks.validate()}
         if record is not None:
             hooks.report(record)
             if "loss" in record and streak >= config.optimizer.max_skipped > 0:
@@ -183,7 +185,19 @@ def train(
     return progress.step >= course.until
 
 
-def _position(progress: Progress, plan: Plan) -> dict[str, Any]:
+def _fitting(
+    step_fn: Step, loader: Loader, progress: Progress, batches: list[Batch], lr: float, hooks: Hooks
+) -> tuple[Update, list[State | None]]:
+    """The update, from as many micro-batches as it takes to fit the memory of all ranks."""
+    while True:
+        try:
+            return step_fn(batches, progress.states, lr)
+        except NoRoom as error:
+            why = str(error)
+        batches = loader.recut(progress.step, hooks.smaller(why, progress))
+
+
+def position(progress: Progress, plan: Plan) -> dict[str, Any]:
     """Where in the budget a record stands."""
     tokens = progress.step * plan.tokens_per_step
     return {
@@ -211,7 +225,7 @@ def _record(
     speed = updates * course.plan.tokens_per_step / seconds
     each = speed / ranks.world
     return {
-        **_position(progress, course.plan),
+        **position(progress, course.plan),
         "loss": nats / targets if targets else None,  # nothing finite was scored
         "bits_per_byte": nats / size / 0.6931471805599453 if size else None,
         "learning_rate": lr,

@@ -62,6 +62,15 @@ class Optimizer:
             return self._masters[name].grad
         return self.shares.gradient(self._parameters[name][0])
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Of all that have one, by parameter: the elements held here, in fp32."""
+        return {name: g for name in self._masters if (g := self._gradient(name)) is not None}
+
+    def forget(self) -> None:
+        """Clear all gradients."""
+        for name, (parameter, _) in self._parameters.items():
+            parameter.grad = self._masters[name].grad = None
+
     @property
     def narrow(self) -> bool:
         """Whether any weight is narrower than its fp32 master."""
@@ -86,7 +95,7 @@ class Optimizer:
         Returns (gradient norm before clipping, 1.0 if the update was skipped), both fp32 [] on the device. A
         non-finite norm, or a true `veto` (bool []), leaves weights and state untouched, bit for bit.
         """
-        gradients = {name: g for name in self._masters if (g := self._gradient(name)) is not None}
+        gradients = self.gradients()
         norm = self.shares.norm(list(gradients.values()), scale.device) * scale
         if self.config.clip > 0:
             scale = scale * (self.config.clip / norm).clamp(max=1.0)
@@ -96,8 +105,7 @@ class Optimizer:
         for name in self._muon:
             if name in self._narrow:
                 self._parameters[name][0].copy_(self._masters[name])
-        for name, (parameter, _) in self._parameters.items():
-            parameter.grad = self._masters[name].grad = None
+        self.forget()
         return norm, skipped
 
     def _step_adamw(self, gradients: Mapping[str, Tensor], lr: float, scale: Tensor, skipped: Tensor) -> None:

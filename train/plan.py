@@ -36,6 +36,11 @@ class Layout:
     def micro_rows(self) -> int:
         return len(self.rows) // self.micro_batches
 
+    def smaller(self) -> "Layout | None":
+        """With micro-batches of at most half the rows; None when they have one row already."""
+        sizes = [n for n in range(1, self.micro_rows // 2 + 1) if len(self.rows) % n == 0]
+        return Layout(self.rows, len(self.rows) // sizes[-1]) if sizes else None
+
 
 def lay_out(config: TrainConfig, ranks: Ranks) -> Layout:
     """Contiguous rows per rank, contiguous slices per micro-batch. InputError when they do not divide."""

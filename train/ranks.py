@@ -4,12 +4,14 @@ import datetime
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hotplate.train import flight
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.rendezvous import join
@@ -114,6 +116,8 @@ def start(config: TrainConfig) -> Ranks:
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world > 1:
+        if backend == "nccl":
+            flight.record(None if config.run.folder is None else Path(config.run.folder) / "ranks")
         join(backend, INIT_TIMEOUT)
     elif config.engine.kind != "ddp":  # these want a group also of one
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

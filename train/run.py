@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 
 from hotplate.model.cost import cost
-from hotplate.train import checkpoint, console, resume
+from hotplate.train import checkpoint, console, flight, resume
 from hotplate.train.budget import Goodput, Plan
 from hotplate.train.checkpoint import Checkpoint
+from hotplate.train.compiling import compiled_where_it_works
 from hotplate.train.config import TrainConfig
 from hotplate.train.data.dataset import Dataset
 from hotplate.train.errors import InputError
@@ -18,7 +19,7 @@ from hotplate.train.ranks import Ranks, start
 from hotplate.train.session import Session
 from hotplate.train.step import Precision, resolve_precision
 from hotplate.train.tune import tuned
-from hotplate.train.watchdog import Watchdog, account
+from hotplate.train.watchdog import FOLDER, Watchdog, account
 
 
 def run(config: TrainConfig, preset: str, goodput: Goodput | None = None) -> int:
@@ -42,6 +43,8 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
     with goodput.during("data"):
         # One rank's hashing is enough.
         dataset, sources = open_sources(config, config.data.verify if ranks.main else "header")
+    with goodput.during("compile"):
+        config, uncompiled = compiled_where_it_works(config, ranks, precision, layout, sources)
     if config.dry_run:
         plan = plan_run(config, ranks, precision, layout, always_measure=True)
         if ranks.main:
@@ -59,8 +62,10 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
             plan = _resumed_plan(saved, config, dataset, ranks, precision, layout)
         if config.run.resume == "auto":
             account(folder, {} if saved is None else saved.trainer["paid_seconds"], goodput)
+        if ranks.device.type == "cuda" and ranks.world > 1:
+            flight.record(folder / FOLDER)  # where the user named no folder, it is known only now
         with Watchdog(folder, ranks, goodput, config.guard.hang_seconds, console.complain) as watchdog:
-            session = Session(config, preset, ranks, precision, layout, plan, dataset, folder, goodput)
+            session = Session(config, preset, ranks, precision, layout, plan, dataset, folder, goodput, uncompiled)
             return session.train(sources, saved, watchdog)
     finally:
         if lock is not None:

@@ -25,15 +25,15 @@ from hotplate.train.data.dataset import Dataset
 from hotplate.train.data.loader import Loader
 from hotplate.train.data.mixed import MixedTokenizer
 from hotplate.train.data.pairs import PairSource
-from hotplate.train.engines import build
+from hotplate.train.engines import DDP, build
 from hotplate.train.engines.base import weights_type
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 from hotplate.train.evaluate.perplexity import evaluate_split
 from hotplate.train.growing import Part, grow_all, grown_model, growth_factors, parts
-from hotplate.train.guard import Saves, StopSignal
+from hotplate.train.guard import Saves, StopSignal, keep_memory
 from hotplate.train.inputs import Source, describe_data, load_start
-from hotplate.train.loop import Course, Hooks, Oddity, Progress, train
+from hotplate.train.loop import Course, Hooks, Oddity, Progress, position, train
 from hotplate.train.oddities import keep_batch
 from hotplate.train.plan import Layout, describe, out_of_memory
 from hotplate.train.preference import PreferenceLoss
@@ -44,7 +44,7 @@ from hotplate.train.schedule import factor, factor_after_growth
 from hotplate.train.settings import to_table
 from hotplate.train.sinks import JsonLines, Sink, Sinks, TensorBoard, WandB
 from hotplate.train.spikes import LossWatch
-from hotplate.train.step import Counted, Objective, Precision, Step
+from hotplate.train.step import Counted, Objective, Precision, Retreat, Step
 from hotplate.train.summary import finish
 from hotplate.train.tensor_files import Piece
 from hotplate.train.watchdog import Watchdog
@@ -67,8 +67,11 @@ class Session:
         dataset: Dataset,
         folder: Path,
         goodput: Goodput,
+        uncompiled: str | None = None,
     ) -> None:
+        """`uncompiled`: why blocks are not compiled although that was asked for."""
         self.config, self.preset, self.ranks, self.precision = config, preset, ranks, precision
+        self.uncompiled = uncompiled
         self.layout, self.plan, self.dataset, self.folder, self.goodput = (
             layout,
             plan,
@@ -96,6 +99,8 @@ class Session:
         stop = StopSignal()
         if self.ranks.main:
             self._open_folder(saved, sources[0])
+        if self.uncompiled is not None:
+            self._note(progress, compiled=False, compile_failure=self.uncompiled)
         if isinstance(source := sources[0], PairSource):
             with self.goodput.during("reference"):
                 source.reference = self._reference(source)
@@ -107,7 +112,13 @@ class Session:
             with self.goodput.during("save"):
                 self.saver.wait()
             if done:
-                finish(self.engine.whole(), self.dataset, self.config, self.plan, self.ranks, self.goodput, self.folder)
+                execution = {
+                    "compiled": self.config.execution.compile,
+                    "compile_failure": self.uncompiled,
+                    "micro_batch": self.layout.micro_rows,
+                }
+                whole, config = self.engine.whole(), self.config
+                finish(whole, self.dataset, config, self.plan, self.ranks, self.goodput, self.folder, execution)
             elif self.ranks.main:
                 note = {"signal": stop.name, "step": progress.step}
                 (self.folder / PREEMPTED).write_text(json.dumps(note) + "\n", encoding="utf-8")
@@ -135,8 +146,19 @@ class Session:
             targets = max(1, round(len(source.pairs) * source.rows / source.plan_rows))
             objective = PreferenceLoss(config.preference)
         engine = self.engine
+        retreat = None
+        if isinstance(engine, DDP) and config.guard.out_of_memory == "halve":
+            retreat = Retreat(engine.optimizer.forget, self._keep_memory)
         step = Step(
-            engine.module, engine.optimizer, ranks, self.precision, targets, objective, self.watch, engine.exchange
+            engine.module,
+            engine.optimizer,
+            ranks,
+            self.precision,
+            targets,
+            objective,
+            self.watch,
+            engine.exchange,
+            retreat,
         )
         course = Course(
             config=config,
@@ -149,6 +171,7 @@ class Session:
         hooks = Hooks(
             report=self._report,
             odd=lambda found: self._keep_odd(found, source),
+            smaller=self._halve,
             validate=self._validate,
             save=self._save,
         )
@@ -163,8 +186,41 @@ class Session:
             with loader:
                 return train(course, step, loader, progress, ranks, self.goodput, stop, hooks)
         except torch.OutOfMemoryError as error:
-            why = str(error).splitlines()[0]
-            raise InputError(out_of_memory(why, config, self.model, self.precision, self.layout)) from error
+            self._keep_memory()
+            raise InputError(self._too_large(str(error).splitlines()[0])) from error
+
+    def _too_large(self, why: str) -> str:
+        return out_of_memory(why, self.config, self.model, self.precision, self.layout)
+
+    def _keep_memory(self) -> None:
+        """Say where a snapshot of this rank's full memory is."""
+        if (path := keep_memory(self.folder / f"memory-{self.ranks.rank:05d}.pickle", self.ranks.device)) is not None:
+            console.complain(f"what fills the memory of {self.ranks.device}: {path} (for pytorch.org/memory_viz)")
+
+    def _halve(self, why: str, progress: Progress) -> int:
+        """Half the micro-batch and twice the accumulation, on every rank alike. InputError when it is one row."""
+        if (smaller := self.layout.smaller()) is None:
+            raise InputError(self._too_large(why))
+        self.layout = smaller
+        if all(part is not None for part in progress.states):
+            progress.states = self._cut(State.concatenate([part for part in progress.states if part is not None]))
+        else:
+            progress.states = [None] * smaller.micro_batches
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.ranks.main:
+            rows = smaller.micro_rows
+            console.complain(
+                f"warning: update {progress.step + 1}: out of memory: {why}; once more, and from now on, with "
+                f"micro-batches of {rows} rows, {smaller.micro_batches} an update; --micro-batch {rows} begins so"
+            )
+        self._note(progress, micro_batch=smaller.micro_rows, out_of_memory=why)
+        return smaller.micro_batches
+
+    def _note(self, progress: Progress, **facts: Any) -> None:
+        """A record of something that happened where the run stands."""
+        if self.ranks.main:
+            self.records.write({**position(progress, self.plan), **facts})
 
     def _reference(self, source: PairSource) -> np.ndarray:
         """Scores of every pair under the model that the run started from: computed once, kept in the run folder."""
@@ -255,8 +311,13 @@ class Session:
                 rows[name[4:]] = found.view(len(mine), *entry.layout.shape[1:]).to(device)
         if not rows:
             return []
-        carried, size = State.from_dict(rows, self.model.layers), self.layout.micro_rows
-        return [carried.select(torch.arange(i, i + size, device=device)) for i in range(0, len(mine), size)]
+        return list(self._cut(State.from_dict(rows, self.model.layers)))
+
+    def _cut(self, carried: State) -> list[State | None]:
+        """The state of this rank's rows, by micro-batch."""
+        size, device = self.layout.micro_rows, self.ranks.device
+        starts = range(0, len(self.layout.rows), size)
+        return [carried.select(torch.arange(i, i + size, device=device)) for i in starts]
 
     def _save(self, progress: Progress) -> None:
         """Begin to write a checkpoint of everything; what fails is reported, and training goes on with older ones."""

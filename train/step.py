@@ -77,6 +77,18 @@ class Updates(Protocol):
         ...
 
 
+class NoRoom(torch.OutOfMemoryError):
+    """Forward or backward passes found no memory on some rank; no rank has changed anything."""
+
+
+@dataclass(frozen=True)
+class Retreat:
+    """What makes an update that ran out of memory one that can be done again."""
+
+    forget: Callable[[], None]  # clears gradients
+    full: Callable[[], None]  # called where memory is full, while what fills it is still held
+
+
 class NextToken:
     """The language model's own loss."""
 
@@ -112,10 +124,12 @@ class Step:
         objective: Objective | None = None,
         watch: LossWatch | None = None,
         exchange: Exchange = at_once,
+        retreat: Retreat | None = None,
     ) -> None:
         """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile.
         `watch` judges every loss; without one only the gradients' norm decides whether an update is applied.
-        `exchange`: what the engine puts around every micro-batch, see `at_once`."""
+        `exchange`: what the engine puts around every micro-batch, see `at_once`. With a `retreat`, ranks ask each other
+        before an update whether all had memory for their passes; these must not exchange anything then."""
         self.objective = NextToken() if objective is None else objective
         self.model = model
         self.optimizer = optimizer
@@ -124,11 +138,42 @@ class Step:
         self.targets = targets
         self.watch = watch
         self.exchange = exchange
+        self.retreat = retreat
 
     def __call__(
         self, batches: Sequence[Batch], states: list[State | None], lr: float
     ) -> tuple[Update, list[State | None]]:
-        """`states` holds the carried state of each micro-batch's rows, or None to start from zero."""
+        """`states` holds the carried state of each micro-batch's rows, or None to start from zero. NoRoom on all ranks
+        where there is a retreat and one had no memory for its passes."""
+        sums, states = self._agreed(batches, states)
+        # Data parallelism averages the ranks' gradients: times world is their sum.
+        nats, weights = self.ranks.sum(sums[:2].clone()).unbind()
+        loss = nats / weights
+        verdict = None if self.watch is None else self.watch.judge(loss)
+        scale = self.targets * self.ranks.world / weights
+        norm, skipped = self.optimizer.step(lr, scale, None if verdict is None else verdict.veto)
+        spike = torch.zeros_like(skipped, dtype=torch.bool) if verdict is None else verdict.spike
+        return Update(sums[0], sums[1], sums[2], norm, skipped, spike, loss, sums[3:]), states
+
+    def _agreed(self, batches: Sequence[Batch], states: list[State | None]) -> tuple[Tensor, list[State | None]]:
+        """What `_passes` gives, when it does on all ranks."""
+        if self.retreat is None:
+            return self._passes(batches, states)
+        failure, found = None, None
+        try:
+            found = self._passes(batches, states)
+        except torch.OutOfMemoryError as error:
+            failure = str(error).splitlines()[0]
+            self.retreat.full()
+        if self.ranks.any(failure is not None)[0]:
+            self.retreat.forget()
+            raise NoRoom(failure or "on another rank")
+        assert found is not None
+        return found
+
+    def _passes(self, batches: Sequence[Batch], states: list[State | None]) -> tuple[Tensor, list[State | None]]:
+        """Forward and backward over the micro-batches: this rank's sums, and the states after them."""
+        states = list(states)
         sums = torch.zeros(3 + len(self.objective.names), device=self.ranks.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
@@ -142,11 +187,4 @@ class Step:
             byte_sum = batch.target_bytes.sum()
             counted = torch.stack([loss_sum.detach().float(), count.float(), byte_sum.float()])
             sums += torch.cat([counted, details.float()])
-        # Data parallelism averages the ranks' gradients: times world is their sum.
-        nats, weights = self.ranks.sum(sums[:2].clone()).unbind()
-        loss = nats / weights
-        verdict = None if self.watch is None else self.watch.judge(loss)
-        scale = self.targets * self.ranks.world / weights
-        norm, skipped = self.optimizer.step(lr, scale, None if verdict is None else verdict.veto)
-        spike = torch.zeros_like(skipped, dtype=torch.bool) if verdict is None else verdict.spike
-        return Update(sums[0], sums[1], sums[2], norm, skipped, spike, loss, sums[3:]), states
+        return sums, states

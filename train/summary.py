@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ def finish(
     ranks: Ranks,
     goodput: Goodput,
     folder: Path,
+    execution: Mapping[str, Any],
 ) -> None:
-    """Evaluate the splits the config names, sample, plot, and write summary.json; the main rank alone does it,
-    and it alone has the `model`."""
+    """Evaluate the splits the config names, sample, plot, and write summary.json, `execution` (how blocks were run in
+    the end) in it; the main rank alone does it, and it alone has the `model`."""
     goodput.switch("evaluate")
     if model is None:
         return
@@ -50,7 +52,7 @@ def finish(
     baseline = unigram.get("validation", next(iter(unigram.values()), math.nan))
     console.plot_loss(records, curve, baseline, title)
     goodput.switch("end")
-    summary = _summary(config, plan, ranks, goodput, found, unigram)
+    summary = {**_summary(config, plan, ranks, goodput, found, unigram), "execution": dict(execution)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     _show(summary, found, unigram, text)
     console.say(f"loss curve  {curve}\nsummary     {folder / 'summary.json'}")

@@ -6,10 +6,14 @@ did not fit. What is compared is tokens/s of whole updates.
 
 from dataclasses import dataclass, replace
 
+from hotplate.train import console
+from hotplate.train.compiling import compile_failure
 from hotplate.train.config import ExecutionConfig, TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
 from hotplate.train.science.batch_search import Search, search_micro_batch
+from hotplate.train.step import resolve_precision
+from hotplate.train.throughput import random_batch
 
 SEARCH_SECONDS = 60.0  # of a search within a run
 
@@ -61,9 +65,12 @@ def tuned(name: str, config: TrainConfig, ranks: Ranks) -> TrainConfig:
     CPU it takes longer than it can save in short runs, and the C kernels leave it little (docs/log.md)."""
     chosen = None
     if ranks.main:
-        way, search = tune(
-            name, config, ranks, seconds=SEARCH_SECONDS, refresh=False, compiled=ranks.device.type == "cuda"
-        ).best
+        batch = random_batch(config.model, 1, config.data.window, ranks.device)
+        compiled = ranks.device.type == "cuda"
+        if compiled and (why := compile_failure(config.model, resolve_precision(config, ranks.device), batch)):
+            console.complain(f"warning: --tune: {why}; only uncompiled blocks are tried")
+            compiled = False
+        way, search = tune(name, config, ranks, seconds=SEARCH_SECONDS, refresh=False, compiled=compiled).best
         chosen = [search.best.rows, way.compile, way.recompute]
     shared = ranks.share(chosen)
     assert isinstance(shared, list)

@@ -2,6 +2,7 @@
 
     RUN/ranks/00000.json     of a rank: process, host, step, phase, seconds paid so far; rewritten while it lives
     RUN/ranks/00000.stacks   Python stacks of all its threads, once they were asked for
+    RUN/ranks/nccl-collectives-0   of a rank on NCCL: what flight.py says
 
 A thread looks every second whether the step or the phase changed. After `seconds` without a change it asks every rank
 on this host for its stacks (SIGUSR2, answered by faulthandler in C, also while Python waits inside a collective),
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hotplate.train import flight
 from hotplate.train.budget import Goodput
 from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
@@ -104,11 +106,13 @@ class Watchdog:
         """`seconds` without progress end the process; with 0 it only gives signs of life."""
         self._followed: Stepping | None = None
         self._folder, self._rank, self._world, self._goodput = folder, ranks.rank, ranks.world, goodput
-        self._seconds, self._say = seconds, say
+        self._seconds, self._say, self._began = seconds, say, time.time()
         self._path = place(folder, ranks.rank)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if ranks.main:
             self._forget_others()
+            for line in flight.told(0):
+                say(f"from the processes before: {line}")
         self._stacks = self._path.with_suffix(".stacks").open("w+", encoding="utf-8")
         if hasattr(signal, "SIGUSR2"):
             faulthandler.register(signal.SIGUSR2, self._stacks, all_threads=True)
@@ -122,6 +126,8 @@ class Watchdog:
 
     def __exit__(self, kind, error, trace) -> None:
         self.close()
+        for line in flight.told(self._began) if error is not None else []:
+            self._say(line)
 
     def follow(self, progress: Stepping) -> None:
         """From now on the step is that of `progress`."""
@@ -201,6 +207,7 @@ class Watchdog:
                 )
                 stacks = place(self._folder, life.rank).with_suffix(".stacks")
                 lines += ["  " + line for line in _text(stacks).splitlines()]
+            lines += flight.told(self._began)
         self._say("\n".join(lines))
         os._exit(HUNG)
 

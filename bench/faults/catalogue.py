@@ -18,7 +18,7 @@ from hotplate.bench.faults.nursery import Nursery
 from hotplate.bench.faults.scenario import Outcome, Scenario
 from hotplate.train.errors import InputError
 
-MODULES = ("kills", "launched", "disks", "signals", "numbers", "inputs", "saves", "devices")
+MODULES = ("kills", "launched", "disks", "signals", "numbers", "execution", "inputs", "saves", "devices")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by `hotplate faults --page` -->", "<!-- end of what is made -->"
 KINDS = ("faults", "soak", "fuzz")  # of result files: KIND-MACHINE-DATE.json
@@ -91,8 +91,9 @@ def section(folder: Path = results.FOLDER) -> str:
 
 def _where(path: Path, body: Mapping[str, Any], command: str) -> str:
     machine = body["machine"]
+    commit = f", commit {machine['revision'][:10]}" if machine.get("revision") else ""
     return (
-        f"{machine['name']}, {machine['cores']} cores, {str(machine['date'])[:10]}; `{command}`, "
+        f"{machine['name']}, {machine['cores']} cores, {str(machine['date'])[:10]}{commit}; `{command}`, "
         f"[{path.name}](../bench/results/{path.name})"
     )
 

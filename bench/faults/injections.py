@@ -128,6 +128,47 @@ def scale_loss(steps: str, factor: str, rank: str = "0") -> None:
     _wrap_objective(steps, rank, lambda value: value * float(factor))
 
 
+def memory_in_pass(steps: str, number: str, rank: str = "0") -> None:
+    """Memory runs out between forward and backward of micro-batch `number` (from 1), in each of the tries `steps` of an
+    update ("7" or "7-9", from 1)."""
+    import torch
+
+    from hotplate.train.step import Step
+
+    kept, seen = Step.__call__, 0
+
+    def called(self: Step, *arguments: Any, **named: Any) -> Any:
+        nonlocal seen
+        seen = 0
+        return kept(self, *arguments, **named)
+
+    def full(value: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == int(number):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.25 GiB.")
+        return value
+
+    Step.__call__ = called  # type: ignore[method-assign, assignment]
+    _wrap_objective(steps, rank, full)
+
+
+def break_graph(rank: str = "0") -> None:
+    """What torch.compile cannot put into one graph, in every block."""
+    import torch
+
+    from hotplate.model.block import Block
+
+    kept = Block.forward
+
+    def forward(self: Block, *arguments: Any) -> Any:
+        torch._dynamo.graph_break()
+        return kept(self, *arguments)
+
+    if _rank() == int(rank):
+        Block.forward = forward  # type: ignore[method-assign, assignment]
+
+
 def poison_gradient(steps: str, rank: str = "0") -> None:
     """A NaN in one gradient while the loss stays finite."""
 
@@ -203,6 +244,8 @@ FAULTS: dict[str, Callable[..., None]] = {
         sleep_at_step,
         freeze_at_step,
         memory_at_step,
+        memory_in_pass,
+        break_graph,
         scale_loss,
         poison_gradient,
         signal_in_phase,

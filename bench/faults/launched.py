@@ -1,12 +1,14 @@
 """Runs of several ranks under a real torchrun (gloo): a rank dies, hangs or is frozen; other numbers of ranks."""
 
+import os
 import signal
 import time
 
 from hotplate.bench.faults.arena import PACKED, Arena, checkpoints, expect, losses, records, step, trainer
 from hotplate.bench.faults.scenario import Scenario
 from hotplate.train import checkpoint
-from hotplate.train.watchdog import HUNG
+from hotplate.train.flight import NAME, PREFIX
+from hotplate.train.watchdog import FOLDER, HUNG
 
 OFTEN = "--run.checkpoint-every=0.1"
 ASLEEP, WAITING = "injections.py", "in _engine_run_backward"  # where the stacks must show the ranks
@@ -62,6 +64,21 @@ def hanging_alone(arena: Arena, times: int) -> str:
         for words in ("rank 0 of 1 made no progress", "step 5, phase train", ASLEEP):
             expect(words in child.text, f"{words!r} is not said:\n{child.text[-3000:]}")
     return f"{times} times: step, phase and stacks, exit code {HUNG}"
+
+
+def dump_of_a_hang(arena: Arena, times: int) -> str:
+    """A run of one process that sleeps for ever, beside a file such as NCCL's flight recorder leaves."""
+    run = arena.place("run")
+    dump = run / FOLDER / f"{NAME}0"
+    dump.parent.mkdir(parents=True)
+    dump.write_bytes(b"not ours to read")
+    os.utime(dump, (2**32, 2**32))  # written after the run began
+    prefix = {PREFIX[0]: str(dump)[:-1]}
+    command = arena.flags(run, 20, "--guard.hang-seconds=1")
+    child = arena.nursery.start(command, ["sleep_at_step:5"], **prefix)
+    expect(child.wait(60) == HUNG, f"exit code {child.code}")
+    expect(str(dump) in child.text.partition("no progress")[2], f"not said:\n{child.text[-3000:]}")
+    return "its path is the report's last line"
 
 
 def other_worlds(arena: Arena, times: int) -> str:
@@ -155,6 +172,14 @@ SCENARIOS = [
     ),
     Scenario("R10", "a rank is frozen", "SIGSTOP to rank 1 of 2", "the others tell and leave", frozen_rank, times=1),
     Scenario("R10", "a single process hangs", "it sleeps for ever", "as above", hanging_alone, times=3, quick=1),
+    Scenario(
+        "R30",
+        "a hang with a dump of NCCL's flight recorder (on a CPU)",
+        "a file where the recorder writes; a process that sleeps for ever",
+        "the report names the file",
+        dump_of_a_hang,
+        quick=1,
+    ),
     Scenario(
         "R34",
         "accumulation against data parallelism",

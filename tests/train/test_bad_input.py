@@ -35,6 +35,12 @@ def refuse_training(refused, tmp_path: Path):
     return run
 
 
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_updates_are_repeated_by_ddp_alone(prepared: Path, refuse_training, engine: str) -> None:
+    message = refuse_training(prepared, f"--engine={engine}", "--guard.out-of-memory=halve")
+    assert f"--engine {engine}: updates that ran out of memory are repeated by engine ddp only" in message
+
+
 def shard_of(folder: Path) -> Path:
     manifest = json.loads((folder / "dataset.json").read_text())
     return folder / manifest["splits"]["train"][0]["file"]

@@ -34,14 +34,24 @@ class Loader:
         if micro_batches < 1 or len(rows) % micro_batches or not len(rows):
             raise ValueError(f"Loader: want micro_batches that divide the {len(rows)} rows, got {micro_batches}")
         self._source, self._device = source, torch.device(device)
-        size = len(rows) // micro_batches
-        self._parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        self._rows = rows
         self._ready: queue.Queue = queue.Queue(maxsize=max(1, depth))
-        self._stop = threading.Event()
         self._copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self.wait_seconds = 0.0
-        self._thread = threading.Thread(target=self._produce, args=(start_step,), name="loader", daemon=True)
+        self._begin(start_step, micro_batches)
+
+    def _begin(self, step: int, micro_batches: int) -> None:
+        size = len(self._rows) // micro_batches
+        self._parts = [self._rows[start : start + size] for start in range(0, len(self._rows), size)]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._produce, args=(step,), name="loader", daemon=True)
         self._thread.start()
+
+    def recut(self, step: int, micro_batches: int) -> list[Batch]:
+        """Step `step` once more, and all that follow, in another number of micro-batches, which divides the rows."""
+        self.close()
+        self._begin(step, micro_batches)
+        return next(self)[1]
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         return self

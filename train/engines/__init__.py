@@ -20,6 +20,11 @@ def build(model: ModelConfig, config: TrainConfig, ranks: Ranks, precision: Prec
             f"--engine {config.engine.kind}: blocks are compiled or recomputed by engine ddp only; leave out "
             "--compile and --recompute, or use --engine ddp"
         )
+    if config.engine.kind != "ddp" and config.guard.out_of_memory == "halve":
+        raise InputError(
+            f"--engine {config.engine.kind}: updates that ran out of memory are repeated by engine ddp only; leave out "
+            "--guard.out-of-memory halve, or use --engine ddp"
+        )
     if config.engine.kind == "fsdp":
         return FSDP(model, config, ranks, precision)
     if config.engine.kind == "deepspeed":

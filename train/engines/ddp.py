@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hotplate.model.config import ModelConfig
@@ -17,6 +18,19 @@ from hotplate.train.step import Backward, Precision
 from hotplate.train.tensor_files import Piece
 
 
+class LateExchange(Optimizer):
+    """Averages gradients over ranks as it makes an update, when all of them have theirs: a rank that runs out of memory
+    in a backward pass leaves no other waiting in its own."""
+
+    def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        gradients = list(self.gradients().values())
+        for exchanged in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            exchanged.wait()
+        for gradient in gradients:
+            gradient /= dist.get_world_size()
+        return super().step(lr, scale, veto)
+
+
 class DDP:
     """torch's DistributedDataParallel; alone, the model itself."""
 
@@ -25,9 +39,10 @@ class DDP:
         self._model.execute(compiled=config.execution.compile, recompute=config.execution.recompute)
         self._ranks = ranks
         shares = Replicated(ranks.rank, ranks.world) if ranks.world > 1 else None
-        self.optimizer = Optimizer(self._model, config.optimizer, shares)
+        late = ranks.world > 1 and config.guard.out_of_memory == "halve"
+        self.optimizer = (LateExchange if late else Optimizer)(self._model, config.optimizer, shares)
         self.module: nn.Module = self._model
-        if ranks.world > 1:
+        if ranks.world > 1 and not late:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(self._model, device_ids=ids, broadcast_buffers=False)
 
