@@ -103,8 +103,9 @@ class UnitFolder:
 
     def _listed(self, shard: Path, key: str) -> list[str]:
         """The names under `key` in the shard's header."""
+        header = self._header(shard)
         try:
-            found = parse_json(self._header(shard)[key])
+            found = parse_json(header[key])
         except (KeyError, ValueError) as error:
             raise InputError(f"{shard}: damaged: no {key} in its header; delete it and encode again") from error
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
