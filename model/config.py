@@ -7,7 +7,7 @@ from typing import Literal
 MixerKind = Literal["attention", "qlstm", "lstm", "lstm_dense", "lstm_diagonal"]
 RECURRENT_IMPLS = ("auto", "triton", "eager", "reference", "native")
 ATTENTION_IMPLS = (
-    *("auto", "triton", "eager", "reference"),
+    *RECURRENT_IMPLS,
     *("flash", "fa3", "fa4", "varlen", "cudnn", "flex", "xformers"),
 )
 
@@ -52,7 +52,7 @@ class MixerConfig:
         "xformers",
     ] = "auto"
     """kernel implementation: auto = the fastest that this device and machine have; a name never falls back.
-    native is for recurrent mixers; flash and all after it for attention: `hotplate backends` says which are here"""
+    flash and all after it are for attention: `hotplate backends` says which are here"""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.head_width < 1:

@@ -69,15 +69,14 @@ def why_not(workload: str) -> str | None:
     """Why the workload cannot run here; None where it can."""
     family, impl = workload.split()
     mixer = PRESETS[f"{family}-nano"].mixer.kind
-    rooms = ["mlp", "rmsnorm", "layernorm", "rotary", "adamw", *([] if mixer == "attention" else [mixer])]
+    rooms = ["mlp", "rmsnorm", "layernorm", "rotary", "adamw", mixer]
     return next((reason for room in rooms if (reason := native.why_not(room))), None) if impl == "native" else None
 
 
 def model_config(family: str, impl: Any) -> ModelConfig:
-    """The family's form at width 32; attention has no native form, its norms and MLP have."""
+    """The family's form at width 32."""
     config = PRESETS[f"{family}-nano"]
-    mixer = replace(config.mixer, heads=2, head_width=16, kv_heads=1 if family == "decoder" else None)
-    mixer = replace(mixer, impl="eager" if mixer.kind == "attention" else impl)
+    mixer = replace(config.mixer, heads=2, head_width=16, kv_heads=1 if family == "decoder" else None, impl=impl)
     return replace(config, layers=2, width=32, ffn=64, vocab=256, context=T, mixer=mixer, impl=impl)
 
 

@@ -69,6 +69,8 @@ GPU_SHAPES = [
     Shape(documents="length", B=16, T=2048, H=32, Hkv=8, K=128),
 ]
 CPU_SHAPES = [
+    Shape(documents="length", B=2, T=512, H=8, Hkv=8, K=32),  # gpt-mini
+    Shape(documents="length", T=1024, H=14, Hkv=2, K=64),
     Shape(documents="length", B=4, T=512, H=8, Hkv=8, K=64),
     Shape(documents="length", count=8, B=4, T=512, H=8, Hkv=2, K=64),
     Shape(documents="mean", count=400, T=4096, H=4, Hkv=4, K=64),
@@ -106,7 +108,7 @@ def _ours(name: str, at: dict[Tensor, Layout]) -> Op:
 
 
 def _providers(shape: Shape, device: str, dtype: torch.dtype, gradient: bool) -> dict[str, Op]:
-    """auto's choice first, then every other backend that can serve; whole masks where they fit."""
+    """AUTO's entry first, then every other backend that can serve; whole masks where they fit."""
     problem = Problem(
         **{name: getattr(shape, name) for name in ("B", "T", "H", "Hkv", "K")},
         S=shape.T,

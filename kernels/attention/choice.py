@@ -1,8 +1,8 @@
 """Which implementation a call of attention runs: one that is named, or what the table of `auto` names.
 
 A name that cannot serve raises with every reason. `auto` is a rule: AUTO's entry for the device where that can serve
-the problem, else eager; and eager for a cache, whose keys grow by a token a call: listing tiles would cost more than
-the call. The choice is logged once.
+the problem, else eager; and eager for a cache, whose keys grow by a token a call: listing tiles (Triton) or copying the
+keys (C) would cost more than the call. The choice is logged once.
 """
 
 import logging
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from hotplate.kernels import backends
-from hotplate.kernels.attention import adapters, eager, reference, registered
+from hotplate.kernels.attention import adapters, eager, native, reference, registered
 from hotplate.kernels.attention.problem import Call, Problem, Result
 from hotplate.kernels.checks import want
 from hotplate.kernels.launch import TRITON_DTYPES, interpreting
@@ -21,9 +21,9 @@ from hotplate.kernels.launch import TRITON_DTYPES, interpreting
 log = logging.getLogger(__name__)
 
 MOST_WIDTH = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}  # of a head that Triton can hold
-# The fastest by the recorded benchmarks (bench/results/): eager on CPUs. No GPU has been measured: Triton stands there
-# by its machine code.
-AUTO = {"cpu": "eager", "cuda": "triton"}
+# The fastest by the recorded benchmarks (bench/results/): C on a CPU, where it was measured to be (native.pays). No GPU
+# has been measured: Triton stands there by its machine code.
+AUTO = {"cpu": "native", "cuda": "triton"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def _reference(call: Call) -> Result:
 
 BACKENDS = {
     "triton": Backend(triton_reasons, registered.attention, "triton"),
+    "native": Backend(native.reasons, native.attention),
     "flash": Backend(adapters.flash_reasons, adapters.flash, "flash-attn"),
     "fa3": Backend(adapters.fa3_reasons, adapters.fa3, "flash-attn-3"),
     "fa4": Backend(adapters.fa4_reasons, adapters.fa4, "flash-attn-4"),
@@ -73,6 +74,15 @@ BACKENDS = {
     "eager": Backend(_none, eager.attention),
     "reference": Backend(_none, _reference),
 }
+
+
+def automatic(problem: Problem) -> tuple[str, str]:
+    """What `auto` is for a problem, and why it is not AUTO's entry (nothing: it is, or the problem has a cache)."""
+    named = "eager" if problem.T < problem.S else AUTO.get(problem.device.type, "eager")
+    why = BACKENDS[named].reasons(problem)
+    if not why and named == "native" and not native.pays():
+        why = ["not measured to be faster on this processor"]
+    return ("eager", f"{named}: {'; '.join(why)}") if why else (named, "")
 
 
 @torch.compiler.assume_constant_result
@@ -86,12 +96,10 @@ def _probed(impl: str, *facts: object) -> str:
     """The name that serves."""
     problem = Problem(**dict(zip(FACTS, facts, strict=True)))  # type: ignore[arg-type]
     if impl == "auto":
-        named = "eager" if problem.T < problem.S else AUTO.get(problem.device.type, "eager")
-        why = "; ".join(BACKENDS[named].reasons(problem))
-        found = "eager" if why else named
+        found, why = automatic(problem)
         if (found, why) not in _SAID:
             _SAID.add((found, why))
-            log.info("attention: auto is %s for %s%s", found, problem, f" ({named}: {why})" if why else "")
+            log.info("attention: auto is %s for %s%s", found, problem, f" ({why})" if why else "")
         return found
     reasons = "; ".join(BACKENDS[impl].reasons(problem))
     want("attention", not reasons, f"a problem that impl={impl!r} serves", f"{problem}: {reasons}", "try impl='auto'")

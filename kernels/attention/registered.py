@@ -90,7 +90,7 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[
 torch.library.register_autograd("hotplate::attention", _differentiate, setup_context=_setup_context)
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     """[P, H, K] whose features adjoin; a view wherever the strides allow one."""
     flat = x.flatten(0, 1)
     return flat if flat.stride(2) == 1 else flat.contiguous()
@@ -98,7 +98,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def attention(call: Call) -> Result:
     """See op.py."""
-    q, k, v = _rows(call.q), _rows(call.k), _rows(call.v)
+    q, k, v = rows(call.q), rows(call.k), rows(call.v)
     at = placed(call)
     tiles = list(at.tiles_q), list(at.tiles_k)
     out, lse = forward(q, k, v, at.edges_q, at.edges_k, *tiles, call.scale, call.window, call.softcap)

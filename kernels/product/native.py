@@ -40,8 +40,8 @@ def pays() -> bool:
     return native.load("product") is not None and bool(_library()[0].product_pays())
 
 
-class _Panels(threading.local):
-    """Memory that every product of a Python thread uses again: fresh pages would cost more than small products do."""
+class Panels(threading.local):
+    """Memory that every call of a Python thread uses again: fresh pages would cost more than small products do."""
 
     def __init__(self) -> None:
         self.memory = torch.empty(0, dtype=torch.uint8)
@@ -53,7 +53,7 @@ class _Panels(threading.local):
         return -(-self.memory.data_ptr() // LINE) * LINE
 
 
-_panels = _Panels()
+panels = Panels()
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None, add: bool = False) -> Tensor:
@@ -66,5 +66,5 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = Non
         right.data_ptr(), right.stride(0), right.stride(1),
         out.data_ptr(), out.stride(0), None if bias is None else bias.data_ptr(), add,
     )  # fmt: skip
-    library.product_of(ctypes.byref(work), _panels.start(threads * size), threads)
+    library.product_of(ctypes.byref(work), panels.start(threads * size), threads)
     return out

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from numerics import assert_bitwise, check
+from packings import FEATURES, PACKED, SHAPES, documents, inputs
 from torch.nn.functional import scaled_dot_product_attention
 
 from hotplate.kernels.attention import attention, layout, tiles
@@ -9,28 +10,6 @@ from hotplate.kernels.attention.reference import visible
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 IMPLS = ("eager", "reference")
-FEATURES = [{"window": 3}, {"softcap": 2.0}, {"window": 4, "softcap": 1.5}]
-
-
-def inputs(B, T, S, H, Hkv, K, dtype=torch.float32):
-    return [
-        torch.randn(B, T, H, K).to(dtype),
-        torch.randn(B, S, Hkv, K).to(dtype),
-        torch.randn(B, S, Hkv, K).to(dtype),
-    ]
-
-
-def documents(*edges):
-    return torch.tensor(edges, dtype=torch.int32)
-
-
-PACKED = {  # over B * T = 12
-    "rows": documents(0, 6, 12),
-    "one token each": documents(*range(13)),
-    "uneven": documents(0, 1, 6, 9, 12),
-    "empty anywhere": documents(0, 0, 2, 2, 6, 6, 9, 12, 12, 12),
-    "row edge not listed": documents(0, 4, 12),
-}
 
 
 @pytest.mark.parametrize("impl", sorted(IMPLS))
@@ -49,15 +28,6 @@ def test_gradients_of_features_agree_with_differences(impl, features):
     assert torch.autograd.gradcheck(
         lambda *leaves: attention(*leaves, PACKED["uneven"], return_lse=True, impl=impl, **features), leaves
     )
-
-
-SHAPES = [  # B, T, S, H, Hkv, K
-    (1, 1, 1, 1, 1, 1),
-    (2, 33, 33, 4, 4, 16),
-    (3, 65, 65, 6, 2, 8),
-    (1, 1, 40, 4, 1, 24),
-    (2, 7, 50, 4, 2, 32),
-]
 
 
 def masked_torch(cu_seqlens=None):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from hotplate.kernels import backends
-from hotplate.kernels.attention.choice import AUTO, statuses
+from hotplate.kernels.attention.choice import automatic, statuses
 from hotplate.kernels.attention.problem import Problem
 from hotplate.train import console, settings
 
@@ -30,9 +30,8 @@ class BackendsConfig:
     """also write the table to this file"""
 
 
-def found(config: BackendsConfig) -> list[backends.Status]:
-    """Attention's backends, the optimiser's, and the recurrent rooms'."""
-    problem = Problem(
+def problem_of(config: BackendsConfig) -> Problem:
+    return Problem(
         B=ROWS,
         T=STEPS,
         S=STEPS,
@@ -44,14 +43,18 @@ def found(config: BackendsConfig) -> list[backends.Status]:
         packed=True,
         gradient=True,
     )
+
+
+def found(problem: Problem) -> list[backends.Status]:
+    """Attention's backends, the optimiser's, and the recurrent rooms'."""
     return [*statuses(problem), *backends.optimizers(), *backends.recurrent()]
 
 
 def main(arguments: Sequence[str]) -> int:
     """`hotplate backends --json backends.json`."""
     config = settings.parse(BackendsConfig(), arguments, "hotplate backends")
-    rows = found(config)
-    auto = AUTO.get(config.device, "eager")
+    problem = problem_of(config)
+    rows, (auto, _) = found(problem), automatic(problem)
     table = [
         [row.part, row.name + " (auto)" * (row.part == "attention" and row.name == auto)]
         + ["yes" if row.available else "no", row.version or "", row.reason]
