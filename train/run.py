@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import torch
+
 from hotplate.model.cost import cost
 from hotplate.train import checkpoint, console, flight, resume
 from hotplate.train.budget import Goodput, Plan
@@ -14,7 +16,7 @@ from hotplate.train.errors import InputError
 from hotplate.train.growing import final_model
 from hotplate.train.guard import RunLock
 from hotplate.train.inputs import describe_data, open_sources
-from hotplate.train.plan import Layout, check_disk, describe, lay_out, plan_run
+from hotplate.train.plan import Layout, check_disk, describe, lay_out, out_of_memory, plan_run
 from hotplate.train.ranks import Ranks, start
 from hotplate.train.session import Session
 from hotplate.train.step import Precision, resolve_precision
@@ -46,7 +48,7 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
     with goodput.during("compile"):
         config, uncompiled = compiled_where_it_works(config, ranks, precision, layout, sources)
     if config.dry_run:
-        plan = plan_run(config, ranks, precision, layout, always_measure=True)
+        plan = _planned(config, ranks, precision, layout, always_measure=True)
         if ranks.main:
             lines = describe(config, ranks, precision, layout, plan, folder)
             console.say("\n".join([*lines, describe_data(sources[0], plan)]))
@@ -57,7 +59,7 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
         if saved is None:
             check_disk(folder, config, cost(final_model(config), config.data.window), precision)
             with goodput.during("measure"):
-                plan = plan_run(config, ranks, precision, layout)
+                plan = _planned(config, ranks, precision, layout)
         else:
             plan = _resumed_plan(saved, config, dataset, ranks, precision, layout)
         if config.run.resume == "auto":
@@ -70,6 +72,17 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
     finally:
         if lock is not None:
             lock.release()
+
+
+def _planned(
+    config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout, *, always_measure: bool = False
+) -> Plan:
+    """The plan. InputError with advice where measuring a throughput fills the memory."""
+    try:
+        return plan_run(config, ranks, precision, layout, always_measure=always_measure)
+    except torch.OutOfMemoryError as error:
+        why = str(error).splitlines()[0]
+        raise InputError(out_of_memory(why, config, config.model, precision, layout)) from error
 
 
 def _find_checkpoint(config: TrainConfig, folder: Path, ranks: Ranks) -> Checkpoint | None:
@@ -106,5 +119,5 @@ def _resumed_plan(
     changed = resume.check_config(saved.trainer["config"], config)
     resume.check_data(saved.trainer, dataset, config.data.allow_change)
     if {"budget", "tokens_per_second", "reference"} & set(changed):
-        return plan_run(config, ranks, precision, layout)
+        return _planned(config, ranks, precision, layout)
     return Plan(**saved.trainer["plan"])

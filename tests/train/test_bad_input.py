@@ -41,6 +41,16 @@ def test_updates_are_repeated_by_ddp_alone(prepared: Path, refuse_training, engi
     assert f"--engine {engine}: updates that ran out of memory are repeated by engine ddp only" in message
 
 
+def test_no_memory_to_measure_with_is_advice(prepared: Path, refuse_training, monkeypatch) -> None:
+    def full(*arguments, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.25 GiB.\nmore")
+
+    monkeypatch.setattr("hotplate.train.plan.measure", full)
+    message = refuse_training(prepared, "--budget=60s")
+    assert "out of memory: CUDA out of memory. Tried to allocate 7.25 GiB." in message
+    assert "use --micro-batch 4 (now 8" in message
+
+
 def shard_of(folder: Path) -> Path:
     manifest = json.loads((folder / "dataset.json").read_text())
     return folder / manifest["splits"]["train"][0]["file"]

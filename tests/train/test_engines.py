@@ -74,6 +74,7 @@ CASES = {
     "hybrid-muon": (4, HYBRID, MUON),
     "fsdp-stream-muon": (4, FSDP, [*STREAM, *MUON]),
     "ddp-muon": (2, [], MUON),
+    "ddp-muon-exchanged-late": (2, ["--guard.out-of-memory=halve"], [*MUON, "--micro-batch=2"]),
     "fsdp-alone": (1, FSDP, []),
     "zero-1": (2, ZERO1, []),
     "zero-2-uneven-stream": (4, ["--engine=deepspeed"], [*STREAM, *UNEVEN]),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from hotplate.train.data.token_bytes import json_table
 from hotplate.train.data.tokenizer import Tokenizer, train_tokenizer
 from hotplate.train.errors import InputError
 
@@ -134,6 +135,13 @@ def test_files_that_are_no_tokenizer(tmp_path, content):
     (tmp_path / "bad.model").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.model: "):
         Tokenizer.load(tmp_path / "bad.model")
+
+
+@pytest.mark.parametrize("token", [1 << 40, -1, 2.5])
+def test_an_id_that_would_take_all_memory_is_refused(token):
+    described = {"decoder": {"type": "ByteLevel"}, "model": {"vocab": {"a": 0, "b": token}}}
+    with pytest.raises(InputError, match=r"t\.json: want ids of 0 to 4,194,303"):
+        json_table(described, "t.json")
 
 
 def test_missing_file(tmp_path):

@@ -133,6 +133,16 @@ def test_resampling_keeps_the_units_nearly(tmp_path: Path) -> None:
     assert len(a) == len(b) == 50 and (a == b).mean() > 0.5
 
 
+@pytest.mark.parametrize("rate", [20, 2_000_000_011])
+def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: int) -> None:
+    write_audio(tmp_path / "a.wav", np.sin(np.arange(64, dtype=np.float32)), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(InputError, match=f"damaged: {rate} Hz is no rate"):
+        read_audio(tmp_path / "a.wav", RATE, resample=True)
+
+
 def test_a_missing_library_is_named(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(InputError, match=r"pip install 'hotplate\[speech\]'"):
