@@ -22,10 +22,8 @@ from hotplate.train.step import Precision, autocast
 def compiled_where_it_works(
     config: TrainConfig, ranks: Ranks, precision: Precision, layout: Layout, sources: Sequence[Source]
 ) -> tuple[TrainConfig, str | None]:
-    """The config, and why blocks of its models fail under --compile on a micro-batch of `sources`: then there is a
-    warning, and no rank compiles any. InputError instead where the config says stop."""
-    if not config.execution.compile or config.engine.kind != "ddp":
-        return config, None
+    """The config of a run with --compile, and why blocks of its models fail on a micro-batch of `sources`; then there
+    is a warning, and no rank compiles any. InputError instead where the config says stop."""
     batches = [source.batch(0, layout.rows[: layout.micro_rows]).to(ranks.device) for source in sources]
     models = dict.fromkeys((config.model, final_model(config)))
     recompute = config.execution.recompute

@@ -45,8 +45,10 @@ def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> in
     with goodput.during("data"):
         # One rank's hashing is enough.
         dataset, sources = open_sources(config, config.data.verify if ranks.main else "header")
-    with goodput.during("compile"):
-        config, uncompiled = compiled_where_it_works(config, ranks, precision, layout, sources)
+    uncompiled = None
+    if config.execution.compile and config.engine.kind == "ddp":  # other engines refuse it
+        with goodput.during("compile"):
+            config, uncompiled = compiled_where_it_works(config, ranks, precision, layout, sources)
     if config.dry_run:
         plan = _planned(config, ranks, precision, layout, always_measure=True)
         if ranks.main:
