@@ -1,1 +1,2 @@
 #include "lstm.h"
+#include "recurrent_gradient.h"

@@ -18,16 +18,21 @@ static inline uint32_t to_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); r
 /* A product and a sum, rounded once. */
 #define FUSED __builtin_fmaf
 
-static inline float clamp(float x, float limit) {
-    x = x > limit ? limit : x; /* comparisons are false for NaN, which therefore stays */
-    return x < -limit ? -limit : x;
+/* The smaller of magnitude >= 0 and limit, but NaN stays. As integers, which no comparison into a mask delays: shifted
+ * so that infinity is the largest of them, NaN is negative. */
+static inline float at_most(float magnitude, float limit) {
+    const int32_t shift = 0x7fffff, most = (int32_t)to_bits(limit) + shift;
+    const int32_t shifted = (int32_t)(to_bits(magnitude) + (uint32_t)shift);
+    return from_bits((uint32_t)(shifted < most ? shifted : most) - (uint32_t)shift);
 }
+
+static inline float clamp(float x, float limit) { return __builtin_copysignf(at_most(__builtin_fabsf(x), limit), x); }
 
 /* exp(x) = scale (1 + high + low), scale a power of two, |high| < 0.42. Wants |x| <= 87. */
 typedef struct { float scale, high, low; } Exponential;
 
 static inline Exponential exponential(float x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
+    const float magic = 12583039.0f; /* 1.5 * 2^23 + 127: adding it leaves the exponent of 2^nearest in the low bits */
     float shifted = FUSED(x, 1.44269504088896341f, magic);
     float n = shifted - magic;
     float r = FUSED(n, -0.693145751953125f, x); /* ln 2 in two parts, the first exact in n */
@@ -40,18 +45,18 @@ static inline Exponential exponential(float x) {
     p = FUSED(p, r, 1.666666567e-1f);
     p = FUSED(p, r, 0.5f);
     float bent = p * (r * r), high = r + bent;
-    return (Exponential){from_bits((to_bits(shifted) + 127u) << 23), high, bent - (high - r)};
+    return (Exponential){from_bits(to_bits(shifted) << 23), high, bent - (high - r)};
 }
 
 /* exp(-x), for x kept within -80 .. 80. */
 static inline float exp_minus(float x) {
-    Exponential e = exponential(clamp(-x, 80.0f));
+    Exponential e = exponential(-clamp(x, 80.0f));
     return FUSED(e.scale, e.high, e.scale);
 }
 
 /* 1 / (1 + exp(-x)); below 2e-35 where x < -80. The quotient is mended by what the denominator was rounded by. */
 static inline float sigmoid(float x) {
-    Exponential e = exponential(clamp(-x, 80.0f));
+    Exponential e = exponential(-clamp(x, 80.0f));
     float one = 1.0f + e.scale, sum = FUSED(e.scale, e.high, one);
     float rest = FUSED(e.scale, e.high, one - sum) + (1.0f - (one - e.scale));
     float y = 1.0f / sum;
@@ -61,8 +66,7 @@ static inline float sigmoid(float x) {
 /* m / (m + 2) with m = exp(2x) - 1 in two parts, so that tiny x keep their digits; mended likewise. */
 static inline float tanh_of(float x) {
     float magnitude = __builtin_fabsf(x);
-    magnitude = magnitude > 10.0f ? 10.0f : magnitude; /* tanh(10) rounds to 1 */
-    Exponential e = exponential(2.0f * magnitude);
+    Exponential e = exponential(2.0f * at_most(magnitude, 10.0f)); /* tanh(10) rounds to 1 */
     float less = e.scale - 1.0f, m = FUSED(e.scale, e.high, less);
     float low = FUSED(e.scale, e.low, FUSED(e.scale, e.high, less - m));
     float inverse = 1.0f / (m + 2.0f), y = m * inverse;

@@ -11,68 +11,7 @@
 #include <omp.h>
 
 #include "activations.h"
-
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-#define MAX_ROWS 12
-#define UNROLLED _Pragma("GCC unroll 12")
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-
-/* Of the K - k columns that are left, at most LANES; columns beyond K hold zeros. */
-static inline void load(float *to, const float *from, int64_t count) {
-    if (count >= LANES) {
-        memcpy(to, from, 4 * LANES);
-    } else {
-        memset(to, 0, 4 * LANES);
-        memcpy(to, from, 4 * count);
-    }
-}
-
-static inline void store(float *to, const float *from, int64_t count) {
-    if (count >= LANES)
-        memcpy(to, from, 4 * LANES);
-    else
-        memcpy(to, from, 4 * count);
-}
-
-/* sums[row][vector] = sum over k < depth of a[row][k] b[k][vector] */
-static inline __attribute__((always_inline)) void tile(const int rows, const int vectors, int64_t depth,
-                                                       const float *a, int64_t a_row, const vec *b, vec sums[][4]) {
-    vec sum[MAX_ROWS][4];
-    UNROLLED for (int r = 0; r < rows; r++)
-        UNROLLED for (int v = 0; v < vectors; v++) sum[r][v] = (vec){0};
-    for (int64_t k = 0; k < depth; k++) {
-        vec right[4];
-        UNROLLED for (int v = 0; v < vectors; v++) right[v] = b[k * vectors + v];
-        UNROLLED for (int r = 0; r < rows; r++)
-            UNROLLED for (int v = 0; v < vectors; v++) sum[r][v] += a[r * a_row + k] * right[v];
-    }
-    UNROLLED for (int r = 0; r < rows; r++)
-        UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = sum[r][v];
-}
-
-/* The rows of a tile are rounded up to one of six counts; spare rows are zeros that nobody reads. Tiles of many rows
- * are two vectors wide: rows * vectors sums have to fit the registers. */
-static inline int tall(int64_t rows) { return rows <= 1 ? 1 : rows <= 8 ? (int)((rows + 1) / 2 * 2) : MAX_ROWS; }
-static inline int widest(int64_t rows) { return rows <= 6 ? 4 : 2; }
-
-#define TILE(rows, vectors)                            \
-    case 8 * rows + vectors:                           \
-        tile(rows, vectors, depth, a, a_row, b, sums); \
-        break;
-
-static void product(int64_t rows, int vectors, int64_t depth, const float *a, int64_t a_row, const vec *b,
-                    vec sums[][4]) {
-    switch (8 * tall(rows) + vectors) {
-        TILE(1, 4) TILE(2, 4) TILE(4, 4) TILE(6, 4)
-        TILE(1, 2) TILE(2, 2) TILE(4, 2) TILE(6, 2) TILE(8, 2) TILE(12, 2)
-        TILE(1, 1) TILE(2, 1) TILE(4, 1) TILE(6, 1) TILE(8, 1) TILE(12, 1)
-    }
-}
+#include "tiles.h"
 
 /* Element strides of a tensor [B, T, ..., H, K] whose K is contiguous. */
 typedef struct {
@@ -91,8 +30,6 @@ static program nth_program(const sizes *s, int64_t n) {
     const int64_t block = n % s->blocks, start = block * s->B / s->blocks;
     return (program){n / s->blocks, start, (block + 1) * s->B / s->blocks - start};
 }
-
-static inline int64_t padded(int64_t K) { return (K + LANES - 1) / LANES * LANES; }
 
 /* Every block of a call has tiles of the same width, because they share a packed matrix. */
 static int forward_vectors(const sizes *s) { return widest((s->B + s->blocks - 1) / s->blocks); }
@@ -129,22 +66,28 @@ static void pack_backward(const float *recurrent, float *packed, const sizes *s,
     }
 }
 
-/* Finishes LANES columns of a row: gates [4][LANES] become activated, c and h the next state. */
-static inline void cell(float gates[restrict 4][LANES], const vec *restrict sums, float *restrict c, float *restrict h,
-                        float forget_offset, int to_16) {
-    const float *product = (const float *)sums;
-    for (int n = 0; n < LANES; n++) {
-        const float i = sigmoid(gates[0][n] + product[n]);
-        const float f = sigmoid(gates[1][n] + product[LANES + n] + forget_offset);
-        const float z = tanh_of(gates[2][n] + product[2 * LANES + n]);
-        const float o = sigmoid(gates[3][n] + product[3 * LANES + n]);
-        const float next = f * c[n] + i * z;
-        gates[0][n] = i, gates[1][n] = f, gates[2][n] = z, gates[3][n] = o;
-        c[n] = next;
-        h[n] = o * tanh_of(next);
-    }
-    if (to_16)
-        for (int n = 0; n < LANES; n++) h[n] = from_bf16(to_bf16(h[n]));
+/* A panel of a block, row after row: a loop over it has rows * LANES columns. */
+typedef float panel[MAX_ROWS * LANES] __attribute__((aligned(4 * LANES)));
+
+/* Gates [4] become activated, c and h the next state. A loop per activation: its constants stay in registers and the
+ * chains of several columns overlap; one loop that made all five took half as long again. */
+static __attribute__((noinline)) void cell(panel *restrict gates, float *restrict c, float *restrict h, int64_t count,
+                                           float forget_offset, int to_16) {
+    float *i = gates[0], *f = gates[1], *z = gates[2], *o = gates[3];
+    for (int64_t n = 0; n < count; n++) i[n] = sigmoid(i[n]);
+    for (int64_t n = 0; n < count; n++) f[n] = sigmoid(f[n] + forget_offset);
+    for (int64_t n = 0; n < count; n++) z[n] = tanh_of(z[n]);
+    for (int64_t n = 0; n < count; n++) o[n] = sigmoid(o[n]);
+    for (int64_t n = 0; n < count; n++) c[n] = f[n] * c[n] + i[n] * z[n];
+    for (int64_t n = 0; n < count; n++) h[n] = o[n] * tanh_of(c[n]);
+    for (int64_t n = 0; to_16 && n < count; n++) h[n] = from_bf16(to_bf16(h[n]));
+}
+
+/* The gates of the next panel into the second cache, while a product keeps the processor busy: rows are far apart, so
+ * the hardware does not see them coming, and in the first cache they would evict each other. Harmless beyond the end. */
+static inline void prefetch(const float *next, const strides *at, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int g = 0; g < 4; g++) __builtin_prefetch(next + r * at->b + g * at->gate, 0, 2);
 }
 
 static void forward_program(const float *gates, const strides *at, const float *packed, const float *h0,
@@ -152,39 +95,42 @@ static void forward_program(const float *gates, const strides *at, const float *
                             float *cells, float *work, const sizes *s, program p, float forget_offset, int to_16) {
     const int64_t K = s->K, width = padded(K);
     const int vectors = forward_vectors(s);
-    float *h_now = work, *h_next = work + MAX_ROWS * width, *c = work + 2 * MAX_ROWS * width;
-    vec sums[MAX_ROWS][4], others[MAX_ROWS][4];
+    float *h_now = work, *h_next = work + MAX_ROWS * width;
+    panel *c = (panel *)(work + 2 * MAX_ROWS * width), pre[4], h_panel;
+    vec sums[2][MAX_ROWS][4];
     memset(work, 0, 4 * 3 * MAX_ROWS * width);
     for (int64_t r = 0; r < p.rows; r++) {
         const int64_t from = ((p.start + r) * s->H + p.head) * K;
         if (h0) memcpy(h_now + r * width, h0 + from, 4 * K);
-        if (c0) memcpy(c + r * width, c0 + from, 4 * K);
+        for (int64_t k = 0; c0 && k < K; k += LANES) load(c[k / LANES] + r * LANES, c0 + from + k, K - k);
     }
     for (int64_t t = 0; t < s->T; t++) {
         for (int64_t r = 0; resets && r < p.rows; r++)
             if (resets[(p.start + r) * s->T + t]) {
                 memset(h_now + r * width, 0, 4 * width);
-                memset(c + r * width, 0, 4 * width);
+                for (int64_t k = 0; k < K; k += LANES) memset(c[k / LANES] + r * LANES, 0, 4 * LANES);
             }
         for (int64_t k = 0; k < K; k += LANES) {
             const vec *right = (const vec *)packed + ((p.head % s->R) * width + k) / LANES * 4 * K;
-            product(p.rows, vectors, K, h_now, width, right, sums);
-            if (vectors == 2) {
-                product(p.rows, 2, K, h_now, width, right + 2 * K, others);
-                for (int64_t r = 0; r < p.rows; r++) sums[r][2] = others[r][0], sums[r][3] = others[r][1];
+            prefetch(gates + p.start * at->b + t * at->t + p.head * at->head + (k + LANES < K ? k + LANES : at->t), at,
+                     p.rows);
+            for (int g = 0; g < 4; g += vectors)
+                product(p.rows, vectors, K, h_now, width, right + g * K, sums[g / vectors]);
+            for (int64_t r = 0; r < p.rows; r++) {
+                const float *x = gates + (p.start + r) * at->b + t * at->t + p.head * at->head + k;
+                for (int g = 0; g < 4; g++) {
+                    vec *to = (vec *)pre[g] + r;
+                    load((float *)to, x + g * at->gate, K - k);
+                    *to += sums[g / vectors][r][g % vectors];
+                }
             }
+            cell(pre, c[k / LANES], h_panel, p.rows * LANES, forget_offset, to_16);
             for (int64_t r = 0; r < p.rows; r++) {
                 const int64_t b = p.start + r, saved = (t * s->H + p.head) * s->B + b;
-                const float *x = gates + b * at->b + t * at->t + p.head * at->head + k;
-                float activated[4][LANES];
-                for (int g = 0; g < 4; g++) {
-                    load(activated[g], x + g * at->gate, K - k);
-                    __builtin_prefetch(x + g * at->gate + at->t); /* harmless beyond the last step */
-                }
-                cell(activated, sums[r], c + r * width + k, h_next + r * width + k, forget_offset, to_16);
-                store(h + ((b * s->T + t) * s->H + p.head) * K + k, h_next + r * width + k, K - k);
-                for (int g = 0; act && g < 4; g++) store(act + (saved * 4 + g) * K + k, activated[g], K - k);
-                if (act) store(cells + saved * K + k, c + r * width + k, K - k);
+                store(h_next + r * width + k, h_panel + r * LANES, LANES);
+                store(h + ((b * s->T + t) * s->H + p.head) * K + k, h_panel + r * LANES, K - k);
+                for (int g = 0; act && g < 4; g++) store(act + (saved * 4 + g) * K + k, pre[g] + r * LANES, K - k);
+                if (act) store(cells + saved * K + k, c[k / LANES] + r * LANES, K - k);
             }
         }
         float *swap = h_now;
@@ -193,7 +139,7 @@ static void forward_program(const float *gates, const strides *at, const float *
     for (int64_t r = 0; r < p.rows; r++) {
         const int64_t to = ((p.start + r) * s->H + p.head) * K;
         memcpy(h_last + to, h_now + r * width, 4 * K);
-        memcpy(c_last + to, c + r * width, 4 * K);
+        for (int64_t k = 0; k < K; k += LANES) store(c_last + to + k, c[k / LANES] + r * LANES, K - k);
     }
 }
 

@@ -1,4 +1,4 @@
-"""The recurrence in C (kernels/native/lstm.h): packs the matrices, hands over pointers, multiplies for dR afterwards.
+"""The recurrence in C (kernels/native/lstm.h, recurrent_gradient.h): memory for what it works on, and pointers.
 
 Letters: B rows, T steps, H heads, K head width, R recurrent matrices (H, or 1 shared).
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hotplate.kernels import native
 from hotplate.kernels.launch import address
-from hotplate.kernels.recurrence.autograd import Form, Shapes, recurrent_gradient
+from hotplate.kernels.recurrence.autograd import Form, Shapes
 
 _FORWARD_STATES, _BACKWARD_STATES = 3, 6  # values of a row and column that a program works on
 
@@ -24,6 +24,10 @@ class _Sizes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("B", "T", "H", "R", "K", "blocks")]
 
 
+class _Terms(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("B", "T", "H", "K")]
+
+
 @cache
 def _library(room: str) -> tuple[ctypes.CDLL, int, int]:
     """(library, columns of a panel, most rows of a block)."""
@@ -32,6 +36,10 @@ def _library(room: str) -> tuple[ctypes.CDLL, int, int]:
     library.lstm_forward.restype = library.lstm_backward.restype = None
     library.lstm_forward.argtypes = [*[ctypes.c_void_p] * 14, ctypes.c_float, ctypes.c_int, ctypes.c_int]
     library.lstm_backward.argtypes = [*[ctypes.c_void_p] * 15, ctypes.c_int]
+    library.recurrent_gradient.restype = None
+    library.recurrent_gradient.argtypes = [*[ctypes.c_void_p] * 8, ctypes.c_int]
+    library.gradient_shared_floats.argtypes = [ctypes.c_int64] * 2
+    library.gradient_shared_floats.restype = library.gradient_thread_floats.restype = ctypes.c_int64
     return library, library.lstm_lanes(), library.lstm_max_rows()
 
 
@@ -54,6 +62,21 @@ def _dense_rows(tensor: Tensor) -> Tensor:
 
 def _start(state: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if state is None else state.to(dtype).float().contiguous()
+
+
+def _recurrent_gradient(
+    library: ctypes.CDLL, h: Tensor, h0: Tensor | None, resets: Tensor | None, dpre: Tensor, like: Tensor
+) -> Tensor:
+    """dR [4, R, K, K] in the dtype of `like`. h [B, T, H, K], h0 and dpre are fp32; all are contiguous."""
+    B, T, H, K = h.shape
+    threads = torch.get_num_threads()
+    product = h.new_empty(4, H, K, K)
+    shared = h.new_empty(library.gradient_shared_floats(H, K))
+    work = h.new_empty(threads, library.gradient_thread_floats())
+    library.recurrent_gradient(
+        *map(address, (h, h0, resets, dpre, product, shared, work)), ctypes.byref(_Terms(B, T, H, K)), threads
+    )
+    return (product.sum(1, keepdim=True) if like.shape[1] == 1 else product).to(like.dtype)
 
 
 def kept(B: int, T: int, H: int, K: int) -> Shapes:
@@ -130,7 +153,8 @@ def form(room: str) -> Form:
             ctypes.byref(_sizes(B, T, H, R, K, most_rows, threads)),
             threads,
         )
-        drecurrent = recurrent_gradient(h, h0, resets, dpre, recurrent)
+        h_rows, h_start = h.float().contiguous(), _start(h0, h.dtype)
+        drecurrent = _recurrent_gradient(library, h_rows, h_start, reset_rows, dpre, recurrent)
         return dpre.to(h.dtype), drecurrent, dh0, dc0
 
     return Form(forward, backward, kept)
