@@ -73,4 +73,4 @@ def lstm_dense(
         return reference.lstm_dense(gates, recurrent, h0, c0, resets, forget_offset)
     one_head = (None if state is None else state[:, None] for state in (h0, c0))
     h, h_last, c_last = _run(gates[:, :, :, None], recurrent[:, None], *one_head, resets, forget_offset, impl)
-    return h[:, :, 0], h_last[:, 0], c_last[:, 0]
+    return h.squeeze(2), h_last.squeeze(1), c_last.squeeze(1)  # a view back, where [:, 0] would fill zeros

@@ -76,7 +76,8 @@ def _recurrent_gradient(
     library.recurrent_gradient(
         *map(address, (h, h0, resets, dpre, product, shared, work)), ctypes.byref(_Terms(B, T, H, K)), threads
     )
-    return (product.sum(1, keepdim=True) if like.shape[1] == 1 else product).to(like.dtype)
+    shared_by_heads = H > 1 and like.shape[1] == 1
+    return (product.sum(1, keepdim=True) if shared_by_heads else product).to(like.dtype)
 
 
 def kept(B: int, T: int, H: int, K: int) -> Shapes:

@@ -95,6 +95,26 @@ def test_rows_and_threads_do_not_change_the_native_form(threads, dtype):
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_gradient_of_many_terms_is_within_budget_on_any_threads(heads):
+    """585 terms: more than one copy of 512, the rest no multiple of a chain of 128; 70 columns: more than one of 64."""
+    B, T, H, K = 9, 65, 2, 70
+    resets = torch.rand(B, T) < 0.1
+
+    def op(impl):
+        return lambda *leaves: lstm(*leaves, resets, impl=impl)
+
+    check(op("native"), op("reference"), lambda: inputs(B, T, H, K, heads))
+    leaves, upstream = inputs(B, T, H, K, heads), [torch.randn(B, T, H, K), *torch.randn(2, B, H, K)]
+    one = run(op("native"), leaves, upstream)
+    torch.set_num_threads(3)
+    try:
+        for n, (mine, other) in enumerate(zip(run(op("native"), leaves, upstream), one, strict=True)):
+            assert_bitwise(f"result {n}", mine, other)
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("impl", ["eager", "native"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_torch_accepts_the_operator(impl, keep):
