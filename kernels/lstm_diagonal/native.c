@@ -4,60 +4,38 @@
  * [B, T, 4, D] (i, f, z, o), weights [4, D], h and dh [B, T, D], states [B, D], checkpoints [B, ceil(T / K), 2, D],
  * dweights [B, 4, D]: one part per row, which the caller adds up; all contiguous. README.md derives the backward.
  */
-#include "activations.h"
+#include "elements.h"
 
-#define W 64
 #define K 16
-#define INLINE static inline __attribute__((always_inline))
-#define APART static __attribute__((noinline))
-
-INLINE float value(const void *row, int64_t at, int half) {
-    return half ? from_bf16(((const bf16 *)row)[at]) : ((const float *)row)[at];
-}
-
-INLINE void put(void *row, int64_t at, float x, int half) {
-    if (half) ((bf16 *)row)[at] = to_bf16(x);
-    else ((float *)row)[at] = x;
-}
+#define AHEAD 8  /* steps that reading, and */
+#define WRITES 2 /* writing are announced before */
 
 typedef struct { float h[W], c[W]; } State;
 
 /* What the backward needs of one step, in the first-level cache. */
 typedef struct { float i[W], f[W], z[W], o[W], tanh_c[W], h_before[W], c_before[W]; } Step;
 
-/* One step from `state` into `state`; records it where `step` is given. `stride` is the distance of two blocks. */
+/* One step from `state` into `state`, recorded in `step`; h is put where it is given. `stride` is the distance of two
+ * blocks. A loop per activation: its constants stay in registers and the chains of several vectors overlap. */
 INLINE void forward_columns(const void *gates, int64_t stride, const float (*restrict r)[W], float offset,
-                            State *restrict state, void *restrict h, Step *restrict step, int half, int recording) {
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
-        float before = state->h[j];
-        float i = sigmoid(value(gates, j, half) + r[0][j] * before);
-        float f = sigmoid(value(gates, stride + j, half) + r[1][j] * before + offset);
-        float z = tanh_of(value(gates, 2 * stride + j, half) + r[2][j] * before);
-        float o = sigmoid(value(gates, 3 * stride + j, half) + r[3][j] * before);
-        float c = f * state->c[j] + i * z, tanh_c = tanh_of(c);
-        if (recording) {
-            step->i[j] = i;
-            step->f[j] = f;
-            step->z[j] = z;
-            step->o[j] = o;
-            step->tanh_c[j] = tanh_c;
-            step->h_before[j] = before;
-            step->c_before[j] = state->c[j];
-        } else {
-            put(h, j, o * tanh_c, half);
-        }
-        state->c[j] = c;
-        state->h[j] = o * tanh_c;
-    }
+                            State *restrict state, void *restrict h, Step *restrict step, int half) {
+    float *restrict before = state->h, *restrict c = state->c;
+    COLUMNS step->h_before[j] = before[j], step->c_before[j] = c[j];
+    COLUMNS step->i[j] = sigmoid(value(gates, j, half) + r[0][j] * before[j]);
+    COLUMNS step->f[j] = sigmoid(value(gates, stride + j, half) + r[1][j] * before[j] + offset);
+    COLUMNS step->z[j] = tanh_of(value(gates, 2 * stride + j, half) + r[2][j] * before[j]);
+    COLUMNS step->o[j] = sigmoid(value(gates, 3 * stride + j, half) + r[3][j] * before[j]);
+    COLUMNS c[j] = FUSED(step->f[j], c[j], step->i[j] * step->z[j]);
+    COLUMNS step->tanh_c[j] = tanh_of(c[j]);
+    COLUMNS before[j] = step->o[j] * step->tanh_c[j];
+    if (h) COLUMNS put(h, j, before[j], half);
 }
 
 /* `carry` is what arrives at (h, c) from the later steps; dr adds up. */
 INLINE void backward_columns(const void *dh, const Step *restrict step, const float (*restrict r)[W],
                              State *restrict carry, float (*restrict dr)[W], void *restrict dgates, int64_t stride,
                              int half) {
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
+    COLUMNS {
         float i = step->i[j], f = step->f[j], z = step->z[j], o = step->o[j], tanh_c = step->tanh_c[j];
         float d = value(dh, j, half) + carry->h[j], before = step->h_before[j];
         float dc = d * o * (1.0f - tanh_c * tanh_c) + carry->c[j];
@@ -79,10 +57,11 @@ INLINE void backward_columns(const void *dh, const Step *restrict step, const fl
 /* One copy of the code per dtype, whatever the strip: that is what makes results independent of it. */
 #define COPIES(name, half)                                                                                             \
     APART void forward_##name(const void *g, int64_t s, const float (*r)[W], float a, State *state, void *h) {         \
-        forward_columns(g, s, r, a, state, h, 0, half, 0);                                                             \
+        Step step;                                                                                                     \
+        forward_columns(g, s, r, a, state, h, &step, half);                                                            \
     }                                                                                                                  \
     APART void replay_##name(const void *g, int64_t s, const float (*r)[W], float a, State *state, Step *step) {       \
-        forward_columns(g, s, r, a, state, 0, step, half, 1);                                                          \
+        forward_columns(g, s, r, a, state, 0, step, half);                                                             \
     }                                                                                                                  \
     APART void backward_##name(const void *d, const Step *step, const float (*r)[W], State *carry, float (*dr)[W],     \
                                void *out, int64_t s) {                                                                 \
@@ -131,6 +110,8 @@ void forward(const void *gates, const float *weights, const float *h0, const flo
             if (resets && resets[b * T + t]) memset(&state, 0, sizeof state);
             const char *g = (const char *)gates + ((b * T + t) * 4 * D + d) * size;
             char *h_t = (char *)h + ((b * T + t) * D + d) * size;
+            fetch(g + AHEAD * 4 * D * size, D * size, 4, n * size);
+            claim(h_t + WRITES * D * size, 0, 1, n * size);
             if (n == W) {
                 form.forward(g, D, r, offset, &state, h_t);
             } else {
@@ -166,6 +147,8 @@ void backward(const void *gates, const float *weights, const float *checkpoints,
             memcpy(state.c, at + D, n * 4);
             for (int64_t t = first; t < last; t++) {
                 const char *g = (const char *)gates + ((b * T + t) * 4 * D + d) * size;
+                fetch(g - K * 4 * D * size, D * size, 4, n * size); /* of the span that comes next */
+                fetch((const char *)dh + ((b * T + t - K) * D + d) * size, 0, 1, n * size);
                 if (resets && resets[b * T + t]) memset(&state, 0, sizeof state);
                 if (n != W) copy_blocks(pad.in, W * size, g, D * size, n * size);
                 form.replay(n == W ? (const void *)g : pad.in, n == W ? D : W, r, offset, &state, &steps[t - first]);
@@ -173,6 +156,7 @@ void backward(const void *gates, const float *weights, const float *checkpoints,
             for (int64_t t = last - 1; t >= first; t--) {
                 const char *dh_t = (const char *)dh + ((b * T + t) * D + d) * size;
                 char *out = (char *)dgates + ((b * T + t) * 4 * D + d) * size;
+                claim(out - WRITES * 4 * D * size, D * size, 4, n * size);
                 if (n == W) {
                     form.backward(dh_t, &steps[t - first], r, &carry, dr, out, D);
                 } else {

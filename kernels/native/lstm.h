@@ -84,7 +84,8 @@ static __attribute__((noinline)) void cell(panel *restrict gates, float *restric
 }
 
 /* The gates of the next panel into the second cache, while a product keeps the processor busy: rows are far apart, so
- * the hardware does not see them coming, and in the first cache they would evict each other. Harmless beyond the end. */
+ * the hardware does not see them coming, and in the first cache they would evict each other. Harmless beyond the end.
+ */
 static inline void prefetch(const float *next, const strides *at, int64_t rows) {
     for (int64_t r = 0; r < rows; r++)
         for (int g = 0; g < 4; g++) __builtin_prefetch(next + r * at->b + g * at->gate, 0, 2);
@@ -143,12 +144,12 @@ static void forward_program(const float *gates, const strides *at, const float *
     }
 }
 
-/* gates [B, T, 4, H, K]; recurrent [4, R, K, K] contiguous; packed: 4 R K P LANES floats, aligned. h0, c0 [B, H, K] or null; resets [B, T]
- * or null. h [B, T, H, K]; h_last, c_last [B, H, K]; act [T, H, B, 4, K] activated gates and cells [T, H, B, K], or
+/* gates [B, T, 4, H, K]; recurrent [4, R, K, K] contiguous; packed: 4 R K P LANES floats, aligned. h0, c0 [B, H, K] or
+ * null; resets [B, T] or null. h [B, T, H, K]; h_last, c_last [B, H, K]; act [T, H, B, 4, K] activated gates and cells [T, H, B, K], or
  * null where no backward follows. work: 3 MAX_ROWS P LANES floats per thread, aligned. to_16: h is rounded to bf16. */
 void lstm_forward(const float *gates, const strides *at, const float *recurrent, float *packed, const float *h0,
-                  const float *c0, const uint8_t *resets, float *h, float *h_last, float *c_last, float *act, float *cells, float *work,
-                  const sizes *s, float forget_offset, int to_16, int threads) {
+                  const float *c0, const uint8_t *resets, float *h, float *h_last, float *c_last, float *act,
+                  float *cells, float *work, const sizes *s, float forget_offset, int to_16, int threads) {
     const int64_t share = 3 * MAX_ROWS * padded(s->K);
     pack_forward(recurrent, packed, s, threads);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
@@ -208,7 +209,8 @@ static void backward_program(const float *dh, const strides *at, const float *dh
         }
         for (int64_t k = 0; k < width; k += vectors * LANES) {
             const vec *right = (const vec *)packed + ((p.head % s->R) * width + k) / LANES * 4 * K;
-            for (int g = 0; g < 4; g++) product(p.rows, vectors, K, dpre + g * K, 4 * K, right + g * K * vectors, sums[g]);
+            for (int g = 0; g < 4; g++)
+                product(p.rows, vectors, K, dpre + g * K, 4 * K, right + g * K * vectors, sums[g]);
             for (int64_t r = 0; r < p.rows; r++)
                 for (int v = 0; v < vectors; v++) /* one sum per gate: a chain of 4 K terms loses a third more digits */
                     ((vec *)(dh_now + r * width + k))[v] =

@@ -4,32 +4,28 @@
  * K steps between checkpoints of c. gates and dgates are [B, T, N, D], h and dh [B, T, D], states [B, D],
  * checkpoints [B, ceil(T / K), D]; all contiguous. README.md derives the backward.
  */
-#include "activations.h"
+#include "elements.h"
 
-#define W 64
 #define K 16
-#define INLINE static inline __attribute__((always_inline))
-#define APART static __attribute__((noinline))
+#define AHEAD 8  /* steps that reading, and */
+#define WRITES 2 /* writing are announced before */
 
-/* (i, f, z, o) of column j; `stride` is the distance of two gate blocks. */
-INLINE float value(const void *row, int64_t at, int half) {
-    return half ? from_bf16(((const bf16 *)row)[at]) : ((const float *)row)[at];
-}
-
-INLINE void put(void *row, int64_t at, float x, int half) {
-    if (half) ((bf16 *)row)[at] = to_bf16(x);
-    else ((float *)row)[at] = x;
+/* Gates of W columns: (i, f, z, o), or (f, z, o) with i = 1 - f; `stride` is the distance of two blocks. A loop per
+ * activation: its constants stay in registers and the chains of several vectors overlap. */
+INLINE void activate(const void *gates, int64_t stride, float offset, float *restrict i, float *restrict f,
+                     float *restrict z, int N, int half) {
+    COLUMNS f[j] = sigmoid(value(gates, (N - 3) * stride + j, half) + offset);
+    COLUMNS i[j] = N == 4 ? sigmoid(value(gates, j, half)) : 1.0f - f[j];
+    COLUMNS z[j] = tanh_of(value(gates, (N - 2) * stride + j, half));
 }
 
 INLINE void forward_columns(const void *gates, int64_t stride, float offset, float *restrict c, void *restrict h,
                             int N, int half) {
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
-        float f = sigmoid(value(gates, (N - 3) * stride + j, half) + offset);
-        float i = N == 4 ? sigmoid(value(gates, j, half)) : 1.0f - f;
-        c[j] = f * c[j] + i * tanh_of(value(gates, (N - 2) * stride + j, half));
-        put(h, j, sigmoid(value(gates, (N - 1) * stride + j, half)) * tanh_of(c[j]), half);
-    }
+    float i[W], f[W], z[W], o[W];
+    activate(gates, stride, offset, i, f, z, N, half);
+    COLUMNS o[j] = sigmoid(value(gates, (N - 1) * stride + j, half));
+    COLUMNS c[j] = FUSED(f[j], c[j], i[j] * z[j]);
+    COLUMNS put(h, j, o[j] * tanh_of(c[j]), half);
 }
 
 /* What the backward needs of one step, in the first-level cache. */
@@ -37,26 +33,20 @@ typedef struct { float i[W], f[W], z[W], before[W], after[W]; } Step;
 
 INLINE void replay_columns(const void *gates, int64_t stride, float offset, const float *restrict before,
                            Step *restrict step, int N, int half) {
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
-        float f = sigmoid(value(gates, (N - 3) * stride + j, half) + offset);
-        float i = N == 4 ? sigmoid(value(gates, j, half)) : 1.0f - f;
-        float z = tanh_of(value(gates, (N - 2) * stride + j, half));
-        step->i[j] = i;
-        step->f[j] = f;
-        step->z[j] = z;
+    activate(gates, stride, offset, step->i, step->f, step->z, N, half);
+    COLUMNS {
         step->before[j] = before[j];
-        step->after[j] = f * before[j] + i * z;
+        step->after[j] = FUSED(step->f[j], before[j], step->i[j] * step->z[j]);
     }
 }
 
 INLINE void backward_columns(const void *gates, int64_t stride, const void *dh, const Step *restrict step,
                              float *restrict carry, void *restrict dgates, int N, int half) {
-#pragma omp simd
-    for (int j = 0; j < W; j++) {
-        float i = step->i[j], f = step->f[j], z = step->z[j];
-        float o = sigmoid(value(gates, (N - 1) * stride + j, half));
-        float tanh_c = tanh_of(step->after[j]), d = value(dh, j, half);
+    float outs[W], tanhs[W];
+    COLUMNS outs[j] = sigmoid(value(gates, (N - 1) * stride + j, half));
+    COLUMNS tanhs[j] = tanh_of(step->after[j]);
+    COLUMNS {
+        float i = step->i[j], f = step->f[j], z = step->z[j], o = outs[j], tanh_c = tanhs[j], d = value(dh, j, half);
         float dc = d * o * (1.0f - tanh_c * tanh_c) + carry[j];
         put(dgates, (N - 1) * stride + j, d * tanh_c * (o * (1.0f - o)), half);
         put(dgates, (N - 2) * stride + j, dc * i * (1.0f - z * z), half);
@@ -122,6 +112,8 @@ void forward(const void *gates, const float *c0, const uint8_t *resets, void *h,
             if (resets && resets[b * T + t]) memset(c, 0, sizeof c);
             const char *g = (const char *)gates + ((b * T + t) * N * D + d) * size;
             char *h_t = (char *)h + ((b * T + t) * D + d) * size;
+            fetch(g + AHEAD * N * D * size, D * size, N, n * size);
+            claim(h_t + WRITES * D * size, 0, 1, n * size);
             if (n == W) {
                 form.forward(g, D, offset, c, h_t);
             } else {
@@ -151,6 +143,8 @@ void backward(const void *gates, const float *checkpoints, const uint8_t *resets
             const float *before = c;
             for (int64_t t = first; t < last; t++) {
                 const char *g = (const char *)gates + ((b * T + t) * N * D + d) * size;
+                fetch(g - K * N * D * size, D * size, N, n * size); /* of the span that comes next */
+                fetch((const char *)dh + ((b * T + t - K) * D + d) * size, 0, 1, n * size);
                 if (resets && resets[b * T + t]) before = memset(c, 0, sizeof c);
                 if (n != W) copy_blocks((char *)pad.in, W * size, g, D * size, N, n * size);
                 form.replay(n == W ? (const void *)g : pad.in, n == W ? D : W, offset, before, &steps[t - first]);
@@ -160,6 +154,7 @@ void backward(const void *gates, const float *checkpoints, const uint8_t *resets
                 const int64_t at = (b * T + t) * N * D + d;
                 const char *g = (const char *)gates + at * size, *dh_t = (const char *)dh + ((b * T + t) * D + d) * size;
                 char *out = (char *)dgates + at * size;
+                claim(out - WRITES * N * D * size, D * size, N, n * size);
                 if (n == W) {
                     form.backward(g, D, dh_t, &steps[t - first], carry, out);
                 } else {
