@@ -8,7 +8,7 @@ Importing this needs Triton.
 import triton
 import triton.language as tl
 
-from hotplate.kernels.attention.walks import bent, hidden, keys_of, load_rows, power, span, store_rows
+from hotplate.kernels.attention.walks import bent, cut, hidden, keys_of, load_rows, power, span, store_rows
 
 
 @triton.jit
@@ -35,6 +35,7 @@ def attend(
         total = total * keep + tl.sum(p, 1)
         acc = acc * keep[:, None]
         v_block = load_rows(v, row + key, column_v, stride_v, Lk - key, N, K, KP, DESCRIBED, MASKED)
+        v_block = cut(v_block, Lk - key, N, DESCRIBED and MASKED and KP < 256)  # 256 features would spill registers
         acc = tl.dot(p.to(v_block.dtype), v_block, acc, input_precision=PRECISION)
         top = highest
     return acc, total, top

@@ -39,6 +39,14 @@ def load_rows(x, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP
 
 
 @triton.jit
+def cut(block, left, R: tl.constexpr, CUT: tl.constexpr):
+    """The rows of a block from `left` on become 0 where CUT: a weight of 0 would not stop what is no number there."""
+    if CUT:
+        block = tl.where((tl.arange(0, R) < left)[:, None], block, 0.0)
+    return block
+
+
+@triton.jit
 def store_rows(x, block, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
     rows, features = tl.arange(0, R), tl.arange(0, KP)
     at = x + row * stride + column + (rows[:, None] * stride + features[None, :])

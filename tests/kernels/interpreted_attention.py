@@ -92,13 +92,31 @@ def test_packed_documents_are_each_document_alone_and_runs_repeat():
                 assert_bitwise(f"document {start}", mine[:, span], other)
 
 
-def test_other_documents_may_hold_anything():
-    """A document after a NaN, and one before it."""
-    leaves = inputs(1, 40, 40, 1, 1, 16)
-    for x in leaves:
-        x[:, 20] = torch.nan
-    out = attention(*leaves, packing(0, 20, 21, 40), impl="triton")
-    assert out[:, 20].isnan().all() and out[:, :20].isfinite().all() and out[:, 21:].isfinite().all()
+POISONS = [  # of a document, and the calls that see it
+    *((torch.nan, torch.float16, features) for features in ({}, {"window": 9}, {"softcap": 2.0})),
+    (torch.inf, torch.float16, {}),
+    (torch.nan, torch.float32, {}),
+]
+
+
+@pytest.mark.parametrize(("poison", "dtype", "features"), POISONS, ids=str)
+def test_other_documents_may_hold_anything(poison, dtype, features):
+    """The documents before and after a poisoned one keep their bits. fp16 goes through descriptors, whose
+    backward takes in what lies right behind a document."""
+    bad, places = slice(20, 27), packing(0, 20, 27, 47)
+    leaves, upstream = inputs(1, 47, 47, 2, 1, 16, dtype), [torch.randn(1, 47, 2, 16), torch.randn(1, 2, 47)]
+    assert launches.describable(leaves[1].flatten(0, 1)) == (dtype == torch.float16)
+    whole = form("triton", places, return_lse=True, **features)
+    above = upstream if dtype == torch.float32 else None
+    clean = run(whole, leaves, above)
+    for x in (*leaves, upstream[0]):
+        x[:, bad] = poison
+    upstream[1][:, :, bad] = poison
+    good = torch.ones(47, dtype=torch.bool)
+    good[bad] = False
+    for n, (mine, other) in enumerate(zip(run(whole, leaves, above), clean, strict=True)):
+        where = (slice(None), slice(None), good) if n == 1 else (slice(None), good)
+        assert_bitwise(f"result {n}", mine[where], other[where])
 
 
 def test_strides_do_not_matter():
