@@ -40,6 +40,7 @@ class Case:
     tokens: int | None = None  # what tokens_per_s counts
     moved_bytes: int | None = None  # the least that must cross memory: operands once, results once
     flops: int | None = None
+    settle: Callable[[str], None] | None = None  # makes the process what the named provider runs in; then it is warmed
 
     def __str__(self) -> str:
         return f"{self.bench}[{self.name}-{self.device}-{dtype_name(self.dtype)}]"

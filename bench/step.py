@@ -1,7 +1,8 @@
 """Whole training steps: forward, loss, backward, clipping and optimiser, ours beside its peers (peers.py).
 
 Learning rate 0 keeps the weights, so that every call does the same work; what is compared with float64 is the loss and
-the gradient norm. Letters: B rows, T steps.
+the gradient norm. On a CPU hotplate's trainer keeps freed memory (train/heap.py), and so it does here; peers run as
+they are installed, the first of each model also with memory kept. Letters: B rows, T steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from hotplate.model.cost import cost
 from hotplate.model.lm import LanguageModel
 from hotplate.model.presets import PRESETS
 from hotplate.train.config import OptimizerConfig
+from hotplate.train.heap import adjustable, keep_freed_memory, return_freed_memory
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision, Step
@@ -31,6 +33,7 @@ OPTIMIZER_BYTES = {torch.float32: 28, torch.bfloat16: 32}
 LANGUINI = ("gpt-mini", "qlstm-mini", "lstm-mini", "lstm-dense-mini", "lstm-diagonal-mini")
 # A language model over audio codes: the 0.5B decoder's blocks, a small vocabulary, windows of 1024.
 SPEECH = replace(PRESETS["decoder-0.5b"], vocab=502, context=1024)
+KEPT = ", memory kept"  # ends the names of peers that run with hotplate's setting of the C library
 # Of decoder-360m without the norms of query and key heads, which Llama has no form for.
 DECODER = replace(PRESETS["decoder-360m"], mixer=replace(PRESETS["decoder-360m"].mixer, qk_norm=False))
 
@@ -104,6 +107,13 @@ def cases(device: str, quick: bool) -> list[Case]:
     return [_case(shape, device, quick) for shape in shapes(device, quick)]
 
 
+def _settle(name: str) -> None:
+    if name == "hotplate" or name.endswith(KEPT):
+        keep_freed_memory()
+    else:
+        return_freed_memory()
+
+
 def _provider(name: str) -> Provider:
     return lambda work: work.steps[name]()
 
@@ -113,6 +123,7 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     precision: Precision = "fp32" if device == "cpu" else "bf16"
     others = peers(config, device, quick)
+    kept = list(others)[:1] if device == "cpu" and adjustable() else []
 
     def build() -> LanguageModel:
         return LanguageModel.build(config, 0, device, dtype)
@@ -121,6 +132,7 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
         batch = replace(random_batch(config, shape.B, shape.T, torch.device(device)), slots=None)
         steps = {"hotplate": _update(build(), batch, precision)}
         steps |= {name: _peer_update(make(build()), batch) for name, make in others.items()}
+        steps |= {name + KEPT: steps[name] for name in kept}
         return Work(batch, steps)
 
     def truth(work: Work) -> Sequence[Tensor]:
@@ -138,9 +150,10 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
         dtype=dtype,
         prepare=prepare,
         truth=truth,
-        providers={name: _provider(name) for name in ("hotplate", *others)},
+        providers={name: _provider(name) for name in ("hotplate", *others, *(name + KEPT for name in kept))},
         tolerance=TOLERANCE[dtype],
         tokens=tokens,
         moved_bytes=costs.parameters * OPTIMIZER_BYTES[dtype],
         flops=costs.training_flops * tokens,
+        settle=_settle if device == "cpu" else None,
     )

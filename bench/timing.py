@@ -55,6 +55,7 @@ def measure(case: Case, rounds: int) -> dict[str, Samples]:
         if done >= MIN_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
             break
         for name, call in calls.items():
+            _settle(case, name, call)
             if case.device == "cuda":
                 found[name].wall.append(_time_cuda(call, flush))
             else:
@@ -62,8 +63,15 @@ def measure(case: Case, rounds: int) -> dict[str, Samples]:
                 found[name].wall.append(wall)
                 found[name].busy.append(busy)
     for name, call in calls.items():
+        _settle(case, name, call)
         found[name].peak_bytes = peak_bytes(call, torch.device(case.device))
     return found
+
+
+def _settle(case: Case, name: str, call: Callable[[], object]) -> None:
+    if case.settle is not None:
+        case.settle(name)
+        call()
 
 
 def _time_cpu(call: Callable[[], object]) -> tuple[float, float]:

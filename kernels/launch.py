@@ -53,34 +53,36 @@ def _auto(like: Tensor, room: str, known: Collection[str]) -> str:
     return "native" if cpu_native and _why_not_native(room) is None else "eager"
 
 
-def choose_impl(room: str, impl: str, like: Tensor, known: Collection[str] = IMPLS) -> str:
-    """The implementation that `impl` names for an input like `like`: a member of `known` other than "auto".
+def choose_impl(room: str, impl: str, like: Tensor, known: Collection[str] = IMPLS, op: str | None = None) -> str:
+    """The implementation that `impl` names for an input like `like`: a member of `known` other than "auto". `op` is how
+    messages call it, where a room has several.
 
     ValueError if it is unknown, or named and cannot run here; the message says why.
     """
-    want(room, impl in known, f"impl in {sorted(known)}", repr(impl), "name one of these")
+    op = op or room
+    want(op, impl in known, f"impl in {sorted(known)}", repr(impl), "name one of these")
     if impl == "auto":
         return _auto(like, room, known)
     if impl == "native":
         want(
-            room,
+            op,
             like.device.type == "cpu" and like.dtype in NATIVE_DTYPES,
             "a CPU tensor of float32 or bfloat16 with impl='native'",
             f"{like.dtype} on {like.device}",
             "use impl='eager'",
         )
         reason = _why_not_native(room)
-        want(room, reason is None, "a library built from C with impl='native'", reason or "", "or use impl='eager'")
+        want(op, reason is None, "a library built from C with impl='native'", reason or "", "or use impl='eager'")
     if impl == "triton":
         want(
-            room,
+            op,
             has_triton(),
             "Triton with impl='triton'",
             "no module named triton",
             "pip install 'hotplate[triton]' or use impl='auto'",
         )
         want(
-            room,
+            op,
             (like.is_cuda or interpreting()) and like.dtype in TRITON_DTYPES,
             "a CUDA tensor of float32, bfloat16 or float16 with impl='triton'",
             f"{like.dtype} on {like.device}",

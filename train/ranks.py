@@ -14,6 +14,7 @@ from torch import Tensor
 from hotplate.train import flight
 from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
+from hotplate.train.heap import keep_freed_memory
 from hotplate.train.rendezvous import join
 
 INIT_TIMEOUT = datetime.timedelta(minutes=10)
@@ -109,6 +110,7 @@ def start(config: TrainConfig) -> Ranks:
     if device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(config.execution.threads or max(1, cores // local_world))
+        keep_freed_memory()
     if config.batch % world:
         legal = [n for n in range(1, config.batch + 1) if config.batch % n == 0]
         raise InputError(

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hotplate.kernels.total_norm import total_norm
+
 Work = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # whole tensors to tensors of the same shapes
 
 
@@ -44,15 +46,8 @@ class Shares:
 
 
 def _norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The norm over all elements, []. On CPU torch adds a tensor's squares one after another, in fp32 some 1e-4 off
-    for a large table, and differently for its shares: there in fp64."""
-    held = [gradient for gradient in gradients if gradient.numel()]
-    if not held:
-        return torch.zeros((), device=device)
-    if device.type != "cpu":
-        return torch.nn.utils.get_total_norm(held)
-    each = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in held]
-    return torch.linalg.vector_norm(torch.stack(each))
+    """The norm over all elements, []."""
+    return total_norm(gradients) if gradients else torch.zeros((), device=device)
 
 
 def owners(shapes: Mapping[str, Sequence[int]], ranks: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ from hotplate.kernels.product import multiply
 # A form is a module with `rows`; triton's is imported when it is asked for.
 MODULES = {
     "eager": "hotplate.kernels.cross_entropy.eager",
+    "native": "hotplate.kernels.cross_entropy.native",
     "triton": "hotplate.kernels.cross_entropy.streaming",
 }
 WHOLE_LINES = 16  # a GPU's logit rows start at multiples of so many values: odd vocabularies keep wide loads

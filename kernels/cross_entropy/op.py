@@ -13,7 +13,7 @@ from hotplate.kernels.cross_entropy import chunks, reference, registered
 from hotplate.kernels.cross_entropy.reference import Loss
 from hotplate.kernels.launch import choose_impl
 
-IMPLS = ("auto", "eager", "reference", "triton")
+IMPLS = ("auto", "eager", "native", "reference", "triton")
 # Of logits, where the caller names no number: many rows per product, little beside the weight and its gradient. Each
 # chunk reads and writes that gradient once; a GPU, whose memory is larger, gets fewer of them. Not measured on a GPU.
 CHUNK_BYTES = {"cpu": 64 << 20}
@@ -51,11 +51,12 @@ def linear_cross_entropy(
     fp32 and rounded once, as a matrix shared with an embedding needs.
     Logits, softmax and gradient sums are fp32 (fp64). The gradient is computed in the forward pass, over chunks of at
     most chunk_bytes of logits (one row at the least; None: by the device); the host never waits for the device.
-    impl: auto, eager, triton (bf16, fp16, fp32) or reference. auto is triton on CUDA, else eager; a name never falls
-    back. Flops: 2 N V D forward, 4 N V D more for the gradients.
+    impl: auto, eager, native (C on a CPU; bf16, fp32), triton (bf16, fp16, fp32) or reference. auto is triton on CUDA,
+    native on a CPU where a C compiler is found, else eager; a name never falls back.
+    Flops: 2 N V D forward, 4 N V D more for the gradients.
     ValueError on any other shape, dtype or impl, and on CPU also on targets outside 0..V-1.
     """
-    impl = choose_impl("linear_cross_entropy", impl, x, IMPLS)
+    impl = choose_impl("cross_entropy", impl, x, IMPLS, "linear_cross_entropy")
     loss = _loss("linear_cross_entropy", logit_scale, softcap, label_smoothing, z_loss)
     chunk_bytes, targets, scored = _want_rows("linear_cross_entropy", x, weight, targets, chunk_bytes)
     if weights is None:
@@ -97,7 +98,7 @@ def linear_losses(
     the backward computes the logits again, chunk by chunk, instead of keeping them. A row whose gradient is 0 adds
     exactly zero. Flops: 2 N V D forward, 6 N V D backward.
     """
-    impl = choose_impl("linear_losses", impl, x, IMPLS)
+    impl = choose_impl("cross_entropy", impl, x, IMPLS, "linear_losses")
     loss = _loss("linear_losses", logit_scale, softcap, label_smoothing, z_loss)
     chunk_bytes, targets, scored = _want_rows("linear_losses", x, weight, targets, chunk_bytes)
     if impl == "reference":
@@ -122,7 +123,7 @@ def linear_scores(
     The arguments of linear_cross_entropy, impl auto, eager or reference, targets in 0..V-1 only; no gradient. rank 0:
     the target is (one of) the most likely; top-k accuracy is (rank < k).mean(). ValueError as above.
     """
-    impl = choose_impl("linear_scores", impl, x, ("auto", "eager", "reference"))
+    impl = choose_impl("cross_entropy", impl, x, ("auto", "eager", "reference"), "linear_scores")
     loss = _loss("linear_scores", logit_scale, softcap, 0.0, 0.0)
     chunk_bytes, targets, _ = _want_rows("linear_scores", x, weight, targets, chunk_bytes, ignoring=False)
     if impl == "reference":

@@ -79,13 +79,17 @@ INLINE void transpose_8x8(const float *x, int64_t row, float *out, int64_t out_r
 
 /* Panels of `wide` rows of x [rows, depth], depth-major: out[panel][k][row]; what lacks in the last panel is 0. */
 INLINE void pack(const float *x, int64_t row, int64_t column, int64_t rows, int64_t depth, int wide, float *out) {
-    for (int64_t first = 0; first < rows; first += wide, x += wide * row, out += wide * depth) {
+    int64_t first = 0;
+    if (row == 1) { /* all panels of a k before the next: what lies side by side is read at once, pages are few */
+        first = rows / wide * wide;
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t i = 0; i < first; i += wide)
+                memcpy(out + i * depth + k * wide, x + i + k * column, sizeof(float) * wide);
+    }
+    for (x += first * row, out += first * depth; first < rows; first += wide, x += wide * row, out += wide * depth) {
         const int64_t here = rows - first < wide ? rows - first : wide;
         int64_t k = 0;
         if (here < wide) memset(out, 0, sizeof(float) * wide * depth);
-        if (here == wide && row == 1) {
-            for (; k < depth; k++) memcpy(out + k * wide, x + k * column, sizeof(float) * wide);
-        }
 #if defined(__AVX512F__)
         if (here == wide && column == 1)
             for (; k + 8 <= depth; k += 8)

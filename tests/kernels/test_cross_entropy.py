@@ -4,11 +4,14 @@ import pytest
 import torch
 from numerics import assert_bitwise, assert_within_budget, check
 
+from hotplate.kernels import native
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_losses, linear_scores
 from hotplate.kernels.cross_entropy.op import CHUNK_BYTES
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 IMPLS = ["eager", "reference"]
+FAST = ["eager", *(["native"] if native.why_not("cross_entropy") is None else [])]
+ALL = [*FAST, "reference"]
 OPTIONS = {
     "softcap": {"softcap": 8.0},
     "smoothing": {"label_smoothing": 0.1},
@@ -48,13 +51,16 @@ def test_gradients_agree_with_differences(impl, chunk_bytes, weighted):
     assert torch.autograd.gradcheck(op, (x.requires_grad_(), weight.requires_grad_()))
 
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 2), (1, 5, 7), (33, 17, 65), (130, 64, 500)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("impl", "dtype"), [(i, d) for i in FAST for d in DTYPES if (i, d) != ("native", torch.float16)]
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("chunk_rows", [1, 32, 1000])
-def test_error_is_within_budget(shape, chunk_rows, dtype):
+def test_error_is_within_budget(shape, chunk_rows, dtype, impl):
     x, weight, targets, weights = inputs(*shape, dtype)
     chunk_bytes = chunk_rows * shape[2] * 4
 
@@ -63,7 +69,7 @@ def test_error_is_within_budget(shape, chunk_rows, dtype):
             x, weight, targets, weights, logit_scale=0.5, chunk_bytes=chunk_bytes, impl=impl
         )
 
-    check(op("eager"), op("reference"), [x, weight])
+    check(op(impl), op("reference"), [x, weight])
 
 
 def test_it_is_torch_cross_entropy():
@@ -72,7 +78,7 @@ def test_it_is_torch_cross_entropy():
     torch.testing.assert_close(loss_of(x, weight, targets), theirs)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ALL)
 def test_rows_of_weight_zero_add_exactly_zero(impl):
     x, weight, targets, weights = inputs(12, 8, 30)
     weights = weights.where(torch.arange(12) % 3 > 0, 0).where(torch.arange(12) % 3 == 0, 1.5 * weights + 0.1)
@@ -93,7 +99,7 @@ def test_rows_of_weight_zero_add_exactly_zero(impl):
     torch.testing.assert_close(dweight, kept_dweight)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ALL)
 def test_no_row_at_all_is_a_loss_of_zero(impl):
     x, weight, targets, weights = inputs(0, 4, 9)
     x.requires_grad_(), weight.requires_grad_()
@@ -102,8 +108,9 @@ def test_no_row_at_all_is_a_loss_of_zero(impl):
     assert loss.item() == 0 and (weight.grad == 0).all()
 
 
+@pytest.mark.parametrize("fast", FAST)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_option_is_within_budget_and_agrees_with_differences(options):
+def test_every_option_is_within_budget_and_agrees_with_differences(options, fast):
     x, weight, targets, weights = inputs(130, 64, 500)
     targets[::7] = -100
 
@@ -112,8 +119,10 @@ def test_every_option_is_within_budget_and_agrees_with_differences(options):
         yield lambda x, weight: loss_of(x, weight, targets, weights, **shared)
         yield lambda x, weight: linear_losses(x, weight, targets, **shared)
 
-    for ours, truth in zip(*(forms(impl, 32 * 500 * 4, targets, weights) for impl in IMPLS), strict=True):
+    for ours, truth in zip(*(forms(impl, 32 * 500 * 4, targets, weights) for impl in (fast, "reference")), strict=True):
         check(ours, truth, [x, weight])
+    if fast == "native":
+        return  # C has no fp64
     small = [torch.randn(5, 3, dtype=torch.float64), torch.randn(11, 3, dtype=torch.float64)]
     for impl in IMPLS:
         for form in forms(impl, 2 * 11 * 8, torch.tensor([3, -100, 0, 10, 5]), torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0])):
@@ -187,12 +196,36 @@ def test_the_gradient_has_no_second_derivative_in_silence():
         dx.sum().backward()
 
 
-def test_large_logits_stay_finite():
-    x, weight, targets, _ = inputs(6, 8, 30)
+@pytest.mark.parametrize("impl", FAST)
+def test_large_logits_stay_finite_and_nan_shows(impl):
+    x, weight, targets, _ = inputs(6, 8, 130)
     x = (1e4 * x).requires_grad_()
-    loss = loss_of(x, weight, targets)
+    loss = loss_of(x, weight, targets, impl=impl)
     loss.backward()
     assert loss.isfinite() and x.grad.isfinite().all()
+    for V in (129, 128, 5):  # in a block of columns, and in what is left of a row
+        wrong = weight.clone()
+        wrong[min(V, 129)] = float("nan")
+        losses = linear_losses(x, wrong, targets, impl=impl)
+        assert losses.isnan().all()
+
+
+@pytest.mark.skipif("native" not in FAST, reason="no C compiler")
+def test_threads_do_not_change_a_bit():
+    x, weight, targets, weights = inputs(37, 16, 300)
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
+
+    def results():
+        loss = loss_of(*leaves, targets, weights, softcap=5.0, label_smoothing=0.1, impl="native")
+        return [loss, *torch.autograd.grad(loss, leaves)]
+
+    one = results()
+    try:
+        torch.set_num_threads(2)
+        for name, mine, other in zip(("loss", "dx", "dweight"), one, results(), strict=True):
+            assert_bitwise(name, mine, other)
+    finally:
+        torch.set_num_threads(1)
 
 
 def allocations(call):
@@ -336,10 +369,13 @@ X, W, IDS = torch.zeros(3, 4), torch.zeros(7, 4), torch.zeros(3, dtype=torch.int
         (lambda: linear_cross_entropy(X, W, IDS, chunk_bytes=0), "want chunk_bytes > 0, got 0"),
         (lambda: linear_cross_entropy(X, W, IDS, softcap=-1), "want softcap >= 0"),
         (lambda: linear_cross_entropy(X, W, IDS, label_smoothing=1), "0 <= label_smoothing < 1"),
-        (lambda: linear_cross_entropy(X, W, IDS, impl="native"), "want impl in"),
+        (
+            lambda: linear_cross_entropy(X.half(), W.half(), IDS, impl="native"),
+            "want a CPU tensor of float32 or bfloat16",
+        ),
         (
             lambda: linear_cross_entropy(X, W, IDS, impl="liger"),
-            r"want impl in \['auto', 'eager', 'reference', 'triton'\]",
+            r"want impl in \['auto', 'eager', 'native', 'reference', 'triton'\]",
         ),
     ],
 )

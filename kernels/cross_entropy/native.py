@@ -1,0 +1,51 @@
+"""Loss and gradient of a chunk's logits in C, in one pass over every row; fp32 on a CPU."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from hotplate.kernels import native
+from hotplate.kernels.cross_entropy.reference import Loss
+from hotplate.kernels.launch import address
+
+BLOCK = 64  # columns, W of native.c
+
+
+class _Loss(ctypes.Structure):
+    """`Loss` of native.c."""
+
+    _fields_ = [(name, ctypes.c_float) for name in ("scale", "cap", "smoothing", "z")]
+
+
+def rows(
+    logits: Tensor,
+    targets: Tensor,
+    factors: Tensor | None,
+    losses: Tensor,
+    lse: Tensor,
+    known: bool,
+    loss: Loss,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Fills losses and lse [C], unless lse is known; where there are factors [C], logits [C, V] become the gradient.
+
+    dtype, the products' operand, is for forms that write another buffer.
+    """
+    library, threads = native.load("cross_entropy"), torch.get_num_threads()
+    assert library is not None, "op.py asks for native code only where it was built"
+    C, V = logits.shape
+    slopes = logits.new_empty(threads * -(-V // BLOCK) * BLOCK) if loss.cap else None
+    library.loss_rows(
+        address(logits),
+        *(ctypes.c_int64(n) for n in (C, V, logits.stride(0))),
+        address(targets.contiguous()),
+        address(None if factors is None else factors.contiguous()),
+        address(losses),
+        address(lse),
+        ctypes.c_int(known),
+        ctypes.byref(_Loss(loss.scale, loss.cap, loss.smoothing, loss.z)),
+        address(slopes),
+        ctypes.c_int(threads),
+    )
+    return logits

@@ -1,0 +1,3 @@
+from hotplate.kernels.total_norm.op import total_norm
+
+__all__ = ["total_norm"]
