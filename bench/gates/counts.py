@@ -41,8 +41,10 @@ B, T = 2, 16
 # What makes the host wait for the device: `.item()`, tests of truth, shapes that depend on values.
 SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
 CPU = torch.device("cpu")
-CPU_ONLY = (  # readings that a step on a GPU does not have: the range check of targets, and the C form of AdamW
+# Readings that a step on a GPU does not have: the range check of targets, whether the loss's gradient is 1, C's AdamW.
+CPU_ONLY = (
     "kernels/cross_entropy/op.py:_want_rows",
+    "kernels/cross_entropy/registered.py:_rescale",
     "kernels/adamw/native.py:adamw",
 )
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +71,7 @@ def why_not(workload: str) -> str | None:
     """Why the workload cannot run here; None where it can."""
     family, impl = workload.split()
     mixer = PRESETS[f"{family}-nano"].mixer.kind
-    rooms = ["mlp", "rmsnorm", "layernorm", "rotary", "adamw", mixer]
+    rooms = ["mlp", "rmsnorm", "layernorm", "rotary", "adamw", "cross_entropy", "total_norm", mixer]
     return next((reason for room in rooms if (reason := native.why_not(room))), None) if impl == "native" else None
 
 
