@@ -10,6 +10,8 @@ from hotplate.bench.results import Row
 from hotplate.train.errors import InputError
 from hotplate.train.untrusted import parse_json
 
+LONGEST_MS = 1e9  # of an operation in a step; more is no measurement
+
 
 @dataclass(frozen=True)
 class Change:
@@ -61,7 +63,8 @@ def load(path: Path) -> tuple[str, list[Row] | list[dict[str, Any]]]:
     if isinstance(body, dict) and isinstance(body.get("operations"), list):
         for row in body["operations"]:
             named = isinstance(row, dict) and isinstance(row.get("name"), str)
-            if not named or not isinstance(row.get("milliseconds"), int | float):
+            time = row.get("milliseconds") if named else None
+            if not isinstance(time, int | float) or not 0 <= time <= LONGEST_MS:
                 raise InputError(f"{path}: want operations with name and milliseconds, got {str(row)[:80]}")
         return "operations", body["operations"]
     return "rows", results.read(path)[1]

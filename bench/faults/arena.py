@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hotplate.bench.faults.nursery import Child, Nursery
+from hotplate.bench.faults.nursery import LIMIT_SECONDS, Child, Nursery
 from hotplate.train.data.prepare import PrepareConfig, prepare
 
 # A recurrent model in stream mode: its carried state is one more thing that a checkpoint must bring back.
@@ -99,9 +99,9 @@ class Arena:
         return done.returncode, done.stdout
 
 
-def ended(child: Child, code: int = 0) -> str:
-    """The output of a process that must end with `code`."""
-    found = child.wait()
+def ended(child: Child, code: int = 0, seconds: float = LIMIT_SECONDS) -> str:
+    """The output of a process that must end with `code` in so many seconds."""
+    found = child.wait(seconds)
     expect(found == code, f"want exit code {code}, got {found}:\n{child.text[-3000:]}")
     return child.text
 

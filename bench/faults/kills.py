@@ -9,6 +9,7 @@ from hotplate.bench.faults.arena import (
     TOKENS_PER_STEP,
     Arena,
     checkpoints,
+    ended,
     expect,
     expect_same,
     losses,
@@ -21,6 +22,7 @@ from hotplate.train import checkpoint
 
 KILLED = -9
 SEED = 20261125
+WHOLE_SECONDS = 3600.0  # of a soak's run without kills, on a machine that does other work, too
 
 
 def killed_while_saving(arena: Arena, times: int) -> str:
@@ -175,8 +177,8 @@ def soak(arena: Arena, cycles: int, steps: int, longest: float, say=lambda text:
         if cycle % 50 == 49:
             say(f"{cycle + 1} kills, step {done} of {steps}, {time.monotonic() - began:.0f} s")
     expect(at[-1] < steps, "the run ended before the last kill: take more steps")
-    arena.finish(broken, steps, *flags)
-    arena.finish(whole, steps, *flags)
+    for run in (broken, whole):
+        ended(arena.start(run, steps, *flags), seconds=WHOLE_SECONDS)
     expect_same(whole, broken)
     last = trainer(checkpoints(broken)[-1])
     expect(last["tokens"] == steps * TOKENS_PER_STEP, "the token meter is not exact")

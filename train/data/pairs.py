@@ -89,10 +89,10 @@ def _ids(value: Any, tokenizer: AnyTokenizer, where: str) -> np.ndarray:
         value, first = value.get("units"), FIRST_UNIT
     if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
         raise InputError(f"{where}: want text, token ids or an object with units, got {str(value)[:40]!r}")
-    ids = np.asarray(value, np.int64) + first
-    if len(ids) and not (ids.min() >= 0 and ids.max() < tokenizer.vocab):
-        raise InputError(f"{where}: ids {ids.min()}..{ids.max()}, the vocabulary is 0..{tokenizer.vocab - 1}")
-    return ids
+    least, most = min(value, default=0) + first, max(value, default=0) + first
+    if value and not 0 <= least <= most < tokenizer.vocab:
+        raise InputError(f"{where}: ids {least}..{most}, the vocabulary is 0..{tokenizer.vocab - 1}")
+    return np.asarray(value, np.int64) + first
 
 
 class PairSource:

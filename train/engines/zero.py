@@ -222,7 +222,9 @@ def settings(config: TrainConfig, ranks: Ranks, precision: Precision) -> dict[st
         raise InputError(f"--engine.deepspeed {path}: want a JSON object, got {type(more).__name__}")
     if wrong := sorted(set(more) & set(OURS)):
         raise InputError(f"--engine.deepspeed {path}: {wrong} follow from hotplate's flags; leave them out")
-    if more.get("zero_optimization", {}).get("stage", config.engine.zero) != config.engine.zero:
+    if not isinstance(stages := more.get("zero_optimization", {}), dict):
+        raise InputError(f"--engine.deepspeed {path}: zero_optimization: want an object, got {str(stages)[:40]}")
+    if stages.get("stage", config.engine.zero) != config.engine.zero:
         raise InputError(f"--engine.deepspeed {path}: the stage is --engine.zero; leave it out")
     return _over(table, more)
 

@@ -222,8 +222,8 @@ def speed_of_light(path: Path) -> str:
         rows = [
             [
                 f"{row['bench']} {row['case']}",
-                row["provider"],
-                row["dtype"],
+                str(row["provider"]),
+                str(row["dtype"]),
                 _milliseconds(row["floor_ms"]),
                 _milliseconds(row["ms_median"]),
                 page.bar(row["floor_ms"] / row["ms_median"]),

@@ -181,7 +181,7 @@ def read_alignment(path: Path) -> list[Word]:
     try:
         rows = parse_json(path.read_text(encoding="utf-8"))["aligned_text"]
         words = [Word(str(row["word"]), float(row["start_time"]), float(row["end_time"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: no aligned_text of word, start_time, end_time: {error!r}") from error
     late = [a.word for a, b in zip(words, words[1:], strict=False) if b.start < a.start]
     if not words or late or not all(0 <= word.start <= word.end < math.inf for word in words):
