@@ -20,6 +20,8 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+        # Checkouts that share the folder of DeepSpeed's extension make each other compile it again and again.
+        environment.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / "build" / "torch_extensions"))
         self._members = [
             subprocess.Popen(
                 [sys.executable, __file__],

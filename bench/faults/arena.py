@@ -82,14 +82,20 @@ class Arena:
         return ended(self.start(run, steps, *more, faults=faults, tiny=tiny), code)
 
     def ranks(
-        self, world: int, flags: Sequence[str], faults: Sequence[str] = (), restarts: int = 0, seconds: float = 240
+        self,
+        world: int,
+        flags: Sequence[str],
+        faults: Sequence[str] = (),
+        restarts: int = 0,
+        seconds: float = 240,
+        **environment: str,
     ) -> tuple[int, str]:
         """(exit code, output) of a real torchrun over gloo."""
         launcher = ["--standalone", f"--nproc-per-node={world}", f"--max-restarts={restarts}", "--monitor-interval=0.2"]
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "hotplate.bench.faults.child"]
             + [*faults, "then", *flags],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
