@@ -30,6 +30,7 @@ enum { L = 4, R = 4 };
 #endif
 enum { M = 2 * L, LINE = 64 };
 enum { BLOCKS = 2 }; /* of queries that the backward takes to the keys at a time */
+enum { AHEAD = 16 }; /* rows that are fetched before they are packed */
 enum { DEPTH = 64 }; /* products that a score adds up at a time: a longer chain would round more than a library's */
 
 typedef float lanes __attribute__((vector_size(4 * L)));
@@ -110,6 +111,7 @@ INLINE void clear(lanes sum[R][2]) {
 /* `count` rows of x [., K], KP apart; what lacks of `rows` and of KP is 0. */
 APART void pack(const float *x, int64_t x_row, int64_t count, int64_t rows, int64_t K, int64_t KP, float *out) {
     for (int64_t i = 0; i < count; i++, x += x_row, out += KP) {
+        for (int64_t k = 0; k < K && i + AHEAD < count; k += LINE / 4) __builtin_prefetch(x + AHEAD * x_row + k);
         int64_t k = 0;
         for (; k + L <= K; k += L) *(lanes *)(out + k) = *(const loose *)(x + k);
         for (; k < KP; k++) out[k] = k < K ? x[k] : 0.0f;
@@ -237,6 +239,7 @@ typedef struct {
     float *rows, *columns, *d_rows, *d_columns; /* BLOCKS blocks of queries and upstream gradients */
     float *strips;                              /* p, dp or dz, tanh; BLOCKS of each */
     int64_t strip;
+    int64_t pair; /* piece and key head of which k and v are here: the next head of a group finds them */
 } room;
 
 enum { STRIPS = 3 };
@@ -355,13 +358,16 @@ static void forward_block(const attention *c, const piece *p, int64_t head, cons
     gather(c, p, &s, r->strips, r->v, factor, c->out + (at * c->H + head) * c->K, c->H * c->K);
 }
 
-static void keys_of(const attention *c, const piece *p, int64_t head, const room *r) {
+static void keys_of(const attention *c, const piece *p, int64_t head, room *r) {
     const int64_t KP = up(c->K, L), group = head / (c->H / c->Hkv), rows = up(p->keys, R);
+    const int64_t pair = (p - c->pieces) * c->Hkv + group;
+    if (r->pair == pair) return;
     pack(c->k + p->k * c->k_row + group * c->k_head, c->k_row, p->keys, rows, c->K, KP, r->k);
     pack(c->v + p->k * c->v_row + group * c->v_head, c->v_row, p->keys, rows, c->K, KP, r->v);
+    r->pair = pair;
 }
 
-static void forward_task(const attention *c, const piece *p, int64_t head, const room *r) {
+static void forward_task(const attention *c, const piece *p, int64_t head, room *r) {
     keys_of(c, p, head, r);
     for (int64_t first = 0; first < p->queries; first += M) forward_block(c, p, head, r, first);
 }
@@ -470,7 +476,7 @@ APART void spread_all(const attention *c, const sight *s, int blocks, const room
     }
 }
 
-static void backward_task(const attention *c, const piece *p, int64_t head, const room *r, int32_t *turn) {
+static void backward_task(const attention *c, const piece *p, int64_t head, room *r, int32_t *turn) {
     const int64_t KP = up(c->K, L), members = c->H / c->Hkv, group = head / members, member = head % members;
     keys_of(c, p, head, r);
     memset(r->dk, 0, sizeof(float) * up(p->keys, R) * KP);
@@ -525,21 +531,21 @@ int64_t attention_plan(attention *c, const int32_t *edges, int64_t documents, in
     return room_of(c, NULL, &r) * c->threads + sizeof(int32_t) * c->count * c->Hkv;
 }
 
-/* Tasks are handed out in order, the heads of a group far apart: who waits for a turn waits for one that runs. */
+/* Tasks are handed out in order: who waits for a turn waits for one that runs. */
 static void run(const attention *c, int backward) {
-    const int64_t members = c->H / c->Hkv, pairs = c->count * c->Hkv;
+    const int64_t members = c->H / c->Hkv;
     int32_t *turns = turns_of(c);
-    memset(turns, 0, sizeof(int32_t) * pairs);
+    memset(turns, 0, sizeof(int32_t) * c->count * c->Hkv);
 #pragma omp parallel num_threads(c->threads)
     {
         room r;
         room_of(c, c->memory + room_of(c, NULL, &r) * omp_get_thread_num(), &r);
+        r.pair = -1;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t n = 0; n < pairs * members; n++) {
-            const int64_t pair = n % pairs, head = pair % c->Hkv * members + n / pairs;
-            const piece *p = c->pieces + pair / c->Hkv;
-            if (backward) backward_task(c, p, head, &r, turns + pair);
-            else forward_task(c, p, head, &r);
+        for (int64_t n = 0; n < c->count * c->H; n++) {
+            const piece *p = c->pieces + n / c->H;
+            if (backward) backward_task(c, p, n % c->H, &r, turns + n / members);
+            else forward_task(c, p, n % c->H, &r);
         }
     }
 }
