@@ -3,6 +3,7 @@
 #define HOTPLATE_ELEMENTS_H
 
 #include "activations.h"
+#include "fetch.h"
 
 #define W 64
 #define COLUMNS _Pragma("omp simd") for (int j = 0; j < W; j++)
@@ -21,18 +22,5 @@ INLINE void put(void *row, int64_t at, float x, int half) {
 /* Element `at` of memory whose elements are fp32 or bf16. */
 INLINE const void *from(const void *base, int64_t at, int half) { return (const char *)base + at * (half ? 2 : 4); }
 INLINE void *into(void *base, int64_t at, int half) { return (char *)base + at * (half ? 2 : 4); }
-
-/* `blocks` pieces of memory, `stride` bytes apart, into the second cache: what a walk over steps reads next is too far
- * from what it reads now for the hardware to see it coming. Harmless beyond the ends. */
-INLINE void fetch(const void *base, int64_t stride, int blocks, int64_t bytes) {
-    for (int n = 0; n < blocks; n++)
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)base + n * stride + at, 0, 2);
-}
-
-/* The same of what is written next. */
-INLINE void claim(void *base, int64_t stride, int blocks, int64_t bytes) {
-    for (int n = 0; n < blocks; n++)
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((char *)base + n * stride + at, 1, 3);
-}
 
 #endif

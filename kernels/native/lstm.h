@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include "activations.h"
+#include "fetch.h"
 #include "tiles.h"
 
 /* Element strides of a tensor [B, T, ..., H, K] whose K is contiguous. */
@@ -83,14 +84,6 @@ static __attribute__((noinline)) void cell(panel *restrict gates, float *restric
     for (int64_t n = 0; to_16 && n < count; n++) h[n] = from_bf16(to_bf16(h[n]));
 }
 
-/* The gates of the next panel into the second cache, while a product keeps the processor busy: rows are far apart, so
- * the hardware does not see them coming, and in the first cache they would evict each other. Harmless beyond the end.
- */
-static inline void prefetch(const float *next, const strides *at, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int g = 0; g < 4; g++) __builtin_prefetch(next + r * at->b + g * at->gate, 0, 2);
-}
-
 static void forward_program(const float *gates, const strides *at, const float *packed, const float *h0,
                             const float *c0, const uint8_t *resets, float *h, float *h_last, float *c_last, float *act,
                             float *cells, float *work, const sizes *s, program p, float forget_offset, int to_16) {
@@ -113,8 +106,14 @@ static void forward_program(const float *gates, const strides *at, const float *
             }
         for (int64_t k = 0; k < K; k += LANES) {
             const vec *right = (const vec *)packed + ((p.head % s->R) * width + k) / LANES * 4 * K;
-            prefetch(gates + p.start * at->b + t * at->t + p.head * at->head + (k + LANES < K ? k + LANES : at->t), at,
-                     p.rows);
+            /* What the next panel reads and writes, while the product keeps the processor busy: its rows are far apart,
+             * so the hardware does not see them coming, and in the first cache they would evict each other. */
+            const int64_t then = k + LANES < K ? t : t + 1, column = then == t ? k + LANES : 0;
+            for (int64_t r = 0; r < p.rows; r++) {
+                const int64_t b = p.start + r;
+                fetch(gates + b * at->b + then * at->t + p.head * at->head + column, 4 * at->gate, 4, 4 * LANES);
+                claim(h + ((b * s->T + then) * s->H + p.head) * K + column, 0, 1, 4 * LANES);
+            }
             for (int g = 0; g < 4; g += vectors)
                 product(p.rows, vectors, K, h_now, width, right + g * K, sums[g / vectors]);
             for (int64_t r = 0; r < p.rows; r++) {
@@ -145,8 +144,9 @@ static void forward_program(const float *gates, const strides *at, const float *
 }
 
 /* gates [B, T, 4, H, K]; recurrent [4, R, K, K] contiguous; packed: 4 R K P LANES floats, aligned. h0, c0 [B, H, K] or
- * null; resets [B, T] or null. h [B, T, H, K]; h_last, c_last [B, H, K]; act [T, H, B, 4, K] activated gates and cells [T, H, B, K], or
- * null where no backward follows. work: 3 MAX_ROWS P LANES floats per thread, aligned. to_16: h is rounded to bf16. */
+ * null; resets [B, T] or null. h [B, T, H, K]; h_last, c_last [B, H, K]; act [T, H, B, 4, K] activated gates and cells
+ * [T, H, B, K], or null where no backward follows. work: 3 MAX_ROWS P LANES floats per thread, aligned. to_16: h is
+ * rounded to bf16. */
 void lstm_forward(const float *gates, const strides *at, const float *recurrent, float *packed, const float *h0,
                   const float *c0, const uint8_t *resets, float *h, float *h_last, float *c_last, float *act,
                   float *cells, float *work, const sizes *s, float forget_offset, int to_16, int threads) {
@@ -173,6 +173,8 @@ static inline void cell_backward(const float act[restrict 4][LANES], const float
     }
 }
 
+enum { ROWS_AHEAD = 2 }; /* of the walk over rows and columns in the backward */
+
 static void backward_program(const float *dh, const strides *at, const float *dh_last, const float *dc_last,
                              const float *act, const float *cells, const float *c0, const uint8_t *resets,
                              const float *packed, float *dgates, float *dh0, float *dc0, float *work, const sizes *s,
@@ -193,8 +195,16 @@ static void backward_program(const float *dh, const strides *at, const float *dh
             const int reset = resets && resets[b * s->T + t];
             const float *before = t ? cells + (saved - s->H * s->B) * K : c0 ? c0 + (b * s->H + p.head) * K : 0;
             float *to = dgates + ((b * s->T + t) * 4 * s->H + p.head) * K;
+            /* From here to the row that is next but one, of this step or the one before. */
+            const int64_t wraps = r + ROWS_AHEAD >= p.rows, rows = ROWS_AHEAD - wraps * p.rows;
+            const int64_t kept = (rows - wraps * s->H * s->B) * K, step = rows * s->T - wraps;
+            const int64_t arriving = rows * at->b - wraps * at->t;
             for (int64_t k = 0; k < K; k += LANES) {
                 float activated[4][LANES], da[4][LANES], c[LANES], c_before[LANES] = {0}, dh_out[LANES];
+                fetch(act + (saved * K + kept) * 4 + k, 4 * K, 4, 4 * LANES);
+                fetch(cells + saved * K + kept - s->H * s->B * K + k, 0, 1, 4 * LANES);
+                fetch(dh + b * at->b + t * at->t + p.head * at->head + arriving + k, 0, 1, 4 * LANES);
+                claim(to + step * 4 * s->H * K + k, 4 * s->H * K, 4, 4 * LANES);
                 for (int g = 0; g < 4; g++) load(activated[g], act + (saved * 4 + g) * K + k, K - k);
                 load(c, cells + saved * K + k, K - k);
                 load(dh_out, dh + b * at->b + t * at->t + p.head * at->head + k, K - k);
