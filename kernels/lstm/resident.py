@@ -204,7 +204,8 @@ def backward_kernel(
         c_before = tl.load(cells + first + t * (H * K), mask=inside, other=0.0)
         dh_now += tl.load(arriving + t * dh_step, mask=inside, other=0.0).to(tl.float32)
         tanh_c = tanh(f * c_before + i * z, FAST)
-        dc += dh_now * o * (1.0 - tanh_c * tanh_c)
+        through = dh_now * o  # not times 1 - tanh(c)^2: Triton 3.6 makes that in another layout, for four more barriers
+        dc += through - through * tanh_c * tanh_c
         da_i, da_f, da_z = dc * z * i * (1.0 - i), dc * c_before * f * (1.0 - f), dc * i * (1.0 - z * z)
         da_o = dh_now * tanh_c * o * (1.0 - o)
         dc = dc * f

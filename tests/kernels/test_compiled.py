@@ -39,7 +39,8 @@ SAMPLE = (
 # tanh(c) in one instruction each; backward kernels replay what the compiler does not keep.
 MUFU = {"qlstm forward_kernel bf16": 8, "qlstm forward_kernel first pass": 6}
 # Barriers per step: h, or da, crosses the warps of a program once and comes in through shared memory.
-LOOP_BARRIERS = {"forward_kernel": 6, "backward_kernel": 9}
+LOOP_BARRIERS = {"forward_kernel": 6, "backward_kernel": 7}
+FOUR_PRODUCTS_BARRIERS = 9  # of the backward in fp32
 BY_NAME = {str(shipped): shipped for shipped in everything()}
 
 
@@ -119,7 +120,8 @@ def test_recorded_code_fits_and_does_not_spill(shipped, version):
         streams(shipped, code)
     elif shipped.module == "lstm.resident" and shipped.kernel in LOOP_BARRIERS:
         assert code["loop_copies"] > 0, "the loads of a step are not under way before it"
-        assert code["loop_barriers"] <= LOOP_BARRIERS[shipped.kernel]
+        four = shipped.dtype == "fp32" and shipped.kernel == "backward_kernel"
+        assert code["loop_barriers"] <= (FOUR_PRODUCTS_BARRIERS if four else LOOP_BARRIERS[shipped.kernel])
         assert code["matrix"] > 0 or shipped.dtype == "fp32", "no matrix instructions"
     elif ("launch_cooperative_grid", True) in shipped.options:
         assert code["matrix"] > 0, "no matrix instructions"
