@@ -63,7 +63,7 @@ def _reference(call: Call) -> Result:
 
 BACKENDS = {
     "triton": Backend(triton_reasons, registered.attention, "triton"),
-    "native": Backend(native.reasons, native.attention),
+    "native": Backend(native.reasons, native.attention, "hotplate"),
     "flash": Backend(adapters.flash_reasons, adapters.flash, "flash-attn"),
     "fa3": Backend(adapters.fa3_reasons, adapters.fa3, "flash-attn-3"),
     "fa4": Backend(adapters.fa4_reasons, adapters.fa4, "flash-attn-4"),
