@@ -118,11 +118,12 @@ def _soak_lines(path: Path, body: dict[str, Any]) -> list[str]:
     soak = body["soak"]
     paid, total = soak["paid_seconds"], sum(soak["paid_seconds"].values())
     spent = ", ".join(f"{name} {seconds:,.0f}" for name, seconds in sorted(paid.items(), key=lambda item: -item[1]))
+    command = f"hotplate soak --cycles {soak['cycles']} --steps {soak['steps']} --json FILE"
     same = "bit-identical" if soak["bit_identical"] else "NOT bit-identical"
     return [
         "## Soak",
         "",
-        f"On {_where(path, body, 'hotplate soak --json FILE')}:",
+        f"On {_where(path, body, command)}:",
         f"one run of {soak['steps']:,} updates, killed with SIGKILL {soak['cycles']:,} times at random moments and",
         f"resumed as before; {soak['killed_before_the_first_report']:,} kills came before its process's first",
         "report. The last checkpoint's weights,",
@@ -135,10 +136,11 @@ def _soak_lines(path: Path, body: dict[str, Any]) -> list[str]:
 
 def _fuzz_table(path: Path, body: dict[str, Any]) -> list[str]:
     parsers = body["parsers"]
+    command = f"hotplate fuzz --inputs {max(p['inputs'] for p in parsers)} --seed {body['seed']} --json FILE"
     lines = [
         "## Damaged files",
         "",
-        f"On {_where(path, body, 'hotplate fuzz --json FILE')}: {sum(p['inputs'] for p in parsers):,} mutations, "
+        f"On {_where(path, body, command)}: {sum(p['inputs'] for p in parsers):,} mutations, "
         f"{sum(len(p['defects']) for p in parsers)} crashes or hangs.",
         "",
         "| parser | inputs | accepted | slowest, ms | crashes or hangs |",
