@@ -541,7 +541,7 @@ static void run(const attention *c, int backward) {
         room r;
         room_of(c, c->memory + room_of(c, NULL, &r) * omp_get_thread_num(), &r);
         r.pair = -1;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(monotonic : dynamic, 1)
         for (int64_t n = 0; n < c->count * c->H; n++) {
             const piece *p = c->pieces + n / c->H;
             if (backward) backward_task(c, p, n % c->H, &r, turns + n / members);

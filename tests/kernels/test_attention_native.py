@@ -103,6 +103,19 @@ def test_threads_do_not_matter(features):
         torch.set_num_threads(1)
 
 
+def test_heads_of_a_group_are_added_in_their_order():
+    """With more threads than processors some head is put off while later ones of its group finish."""
+    leaves, upstream = inputs(1, 400, 400, 8, 1, 32), [torch.randn(1, 400, 8, 32), torch.randn(1, 8, 400)]
+    first = results(leaves, upstream)
+    try:
+        torch.set_num_threads(8)
+        for _ in range(6):
+            for n, (mine, other) in enumerate(zip(results(leaves, upstream), first, strict=True)):
+                assert_bitwise(f"result {n}", mine, other)
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_other_documents_may_hold_anything(poison):
     """Poison in all operands of one document, in the gradients too, leaves its neighbours' bits."""
