@@ -64,7 +64,7 @@ def _case(way: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype
         return Operands([x, weight, torch.randint(V, (N,), device=device)], torch.ones((), device=device))
 
     ops: dict[str, Op] = {
-        **{impl: ours(impl) for impl in (["triton"] if device == "cuda" else []) + ["eager"]},
+        **{impl: ours(impl) for impl in ("triton" if device == "cuda" else "native", "eager")},
         "by row": by_row,
         "F.cross_entropy": all_logits,
         **(peers() if device == "cuda" else {}),

@@ -3,8 +3,9 @@
  * Letters: M, N, K: C is [M, N], A [M, K], B [K, N]; L lanes of a vector; R rows and S columns of C in registers.
  * The classic form (Goto & van de Geijn 2008; van Zee & van de Geijn 2015): blocks of A and B are copied into panels, R
  * rows or S columns wide and K-major, so that the innermost loop reads both from start to end and keeps R x S sums in
- * registers: per step S / L loads, R broadcasts and R S / L fused products. An element's sum runs over K in blocks of
- * DEPTH, each in order, whatever the strides and the number of threads: results are bitwise the same.
+ * registers: per step S / L loads, R broadcasts and R S / L fused products. An element's sum runs over K in chains of
+ * CHAIN products, each in order, whatever the strides and the number of threads: results are bitwise the same. A block is
+ * DEPTH deep, so that C is read and written again half as often as chains would ask for.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -20,7 +21,7 @@ enum { L = 8, R = 6 };
 #else
 enum { L = 4, R = 8 };
 #endif
-enum { S = 2 * L, DEPTH = 512, ROWS = 24 * R, COLUMNS = 32 * S, LINE = 64 };
+enum { S = 2 * L, CHAIN = 512, DEPTH = 2 * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
 
 typedef float lanes __attribute__((vector_size(sizeof(float) * L)));
 typedef float loose __attribute__((vector_size(sizeof(float) * L), aligned(4), may_alias));
@@ -109,26 +110,34 @@ APART void pack_columns(const product *p, int64_t k, int64_t j, int64_t columns,
 /* Sums of R x S elements of C from a panel of each operand; `add`: on top of what is there, else on top of `bias`. */
 APART void tile(int64_t depth, const float *restrict a, const float *restrict b, float *restrict c, int64_t row, int add,
                 const float *restrict bias) {
-    lanes sum[R][2];
+    lanes total[R][2];
     for (int i = 0; i < R; i++) __builtin_prefetch(c + i * row, 1), __builtin_prefetch(c + i * row + S - 1, 1);
-    for (int i = 0; i < R; i++) sum[i][0] = sum[i][1] = (lanes){0};
-    for (int64_t k = 0; k < depth; k++, a += R, b += S) {
-        const lanes left = *(const lanes *)b, right = *(const lanes *)(b + L);
-        __builtin_prefetch(b + 8 * S);
-        __builtin_prefetch(b + 8 * S + L);
+    for (int64_t done = 0; done < depth; done += CHAIN) {
+        const float *end = a + R * (depth - done < CHAIN ? depth - done : CHAIN);
+        lanes sum[R][2];
+        for (int i = 0; i < R; i++) sum[i][0] = sum[i][1] = (lanes){0};
+        for (; a < end; a += R, b += S) {
+            const lanes left = *(const lanes *)b, right = *(const lanes *)(b + L);
+            __builtin_prefetch(b + 8 * S);
+            __builtin_prefetch(b + 8 * S + L);
 #pragma GCC unroll 8
+            for (int i = 0; i < R; i++) {
+                const lanes factor = a[i] - (lanes){0};
+                sum[i][0] += factor * left;
+                sum[i][1] += factor * right;
+            }
+        }
         for (int i = 0; i < R; i++) {
-            const lanes factor = a[i] - (lanes){0};
-            sum[i][0] += factor * left;
-            sum[i][1] += factor * right;
+            total[i][0] = done ? total[i][0] + sum[i][0] : sum[i][0];
+            total[i][1] = done ? total[i][1] + sum[i][1] : sum[i][1];
         }
     }
     lanes start[2] = {{0}, {0}};
     if (bias) start[0] = *(const loose *)bias, start[1] = *(const loose *)(bias + L);
     for (int i = 0; i < R; i++) {
         loose *to = (loose *)(c + i * row);
-        to[0] = sum[i][0] + (add ? (lanes)to[0] : start[0]);
-        to[1] = sum[i][1] + (add ? (lanes)to[1] : start[1]);
+        to[0] = total[i][0] + (add ? (lanes)to[0] : start[0]);
+        to[1] = total[i][1] + (add ? (lanes)to[1] : start[1]);
     }
 }
 
