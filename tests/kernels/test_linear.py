@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 NATIVE = native.why_not("product") is None
 FORMS = ["eager", *(["native"] if NATIVE else [])]
 needs_c = pytest.mark.skipif(not NATIVE, reason="no C compiler")
-# (rows, inputs, outputs): one, odd, a tile of 8 x 32 and past it, a chain of 512, a block of 128 x 1024 x 1024 and past it
+# (rows, inputs, outputs): one, odd, a tile of 8 x 32 and past it, past a chain of 512 and a block of 128 x 1024 x 1024
 SHAPES = [(1, 1, 1), (3, 5, 7), (8, 16, 32), (9, 17, 33), (193, 513, 70), (40, 600, 1025), (7, 1030, 31)]
 
 
