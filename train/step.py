@@ -126,7 +126,7 @@ class Step:
         exchange: Exchange = at_once,
         retreat: Retreat | None = None,
     ) -> None:
-        """`targets`: nominal targets of an update over all ranks; keeps 16-bit gradients near their final size.
+        """`targets`: nominal targets of an update over all ranks; keeps gradients near their final size meanwhile.
         `watch` judges every loss; without one only the gradients' norm decides whether an update is applied.
         `exchange`: what the engine puts around every micro-batch, see `at_once`. With a `retreat`, ranks ask each other
         before an update whether all had memory for their passes; these must not exchange anything then."""
@@ -135,7 +135,7 @@ class Step:
         self.optimizer = optimizer
         self.ranks = ranks
         self.precision = precision
-        self.targets = 1 if precision == "fp32" else targets
+        self.targets = targets
         self.watch = watch
         self.exchange = exchange
         self.retreat = retreat
@@ -180,7 +180,7 @@ class Step:
             with self.exchange(last) as backward, autocast(self.precision, self.ranks.device):
                 output = self.model(batch, states[index])
                 loss_sum, count, details = self.objective(output, batch)
-                backward(loss_sum if self.targets == 1 else loss_sum * (1.0 / self.targets))
+                backward(loss_sum * (1.0 / self.targets))
             self.optimizer.gather()
             if batch.slots is not None:
                 states[index] = output.state.detach()

@@ -41,10 +41,8 @@ B, T = 2, 16
 # What makes the host wait for the device: `.item()`, tests of truth, shapes that depend on values.
 SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
 CPU = torch.device("cpu")
-# Readings that a step on a GPU does not have: the range check of targets, whether the loss's gradient is 1, C's AdamW.
-CPU_ONLY = (
+CPU_ONLY = (  # readings that a step on a GPU does not have: the range check of targets, and the C form of AdamW
     "kernels/cross_entropy/op.py:_want_rows",
-    "kernels/cross_entropy/registered.py:_rescale",
     "kernels/adamw/native.py:adamw",
 )
 ROOT = Path(__file__).resolve().parents[2]

@@ -50,12 +50,8 @@ def _rescale(ctx: Any, upstream: Tensor | None, *second: Tensor | None) -> tuple
     """The gradient exists but for one factor."""
     if any(gradient is not None for gradient in second):
         raise RuntimeError("linear_cross_entropy: its gradient has no derivative; use impl='reference'")
-    if upstream is None:
-        return (None,) * 13
-    # A read of a CPU's scalar waits for nothing; a traced one has no value.
-    one = type(upstream) is Tensor and upstream.device.type == "cpu" and upstream.item() == 1
     found = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
-    gradients = [(d if one else torch.mul(d, upstream)).to(t) if needed else None for d, t, needed in found]
+    gradients = [None if upstream is None or not needed else torch.mul(d, upstream).to(t) for d, t, needed in found]
     return *gradients, *[None] * 11
 
 

@@ -317,6 +317,19 @@ def test_runs_repeat_bitwise_and_a_second_backward_too():
         assert_bitwise("dweight", gradients[0][1], other[1])
 
 
+def test_gradients_changed_in_place_leave_a_kept_graph_as_it_was():
+    x, weight, targets, _ = inputs(6, 4, 9)
+    weight.requires_grad_()
+    loss = loss_of(x, weight, targets)
+    loss.backward(retain_graph=True)
+    first = weight.grad.clone()
+    weight.grad.zero_()
+    loss.backward(retain_graph=True)
+    assert_bitwise("dweight", weight.grad, first)
+    loss.backward()
+    assert_bitwise("their sum", weight.grad, 2 * first)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("chunk_bytes", [1, 500, 1 << 20])
 def test_scores_are_the_loss_of_each_row_and_the_rank_of_its_target(impl, chunk_bytes):
