@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from hotplate.kernels import native
 from hotplate.kernels.attention.problem import Call, Problem, Result
-from hotplate.kernels.attention.registered import rows
+from hotplate.kernels.attention.registered import arriving, gradients, rows
 from hotplate.kernels.product.native import panels
 
 LONGS, POINTERS, FLOATS = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
@@ -128,18 +128,14 @@ def backward(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv, contiguous."""
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq, dk, dv = gradients(dout, dlse, q, k, v)
     inputs = {"q": q, "k": k, "v": v, "dout": dout}
     others = {"lse": lse, "dlse": dlse, "dq": dq, "dk": dk, "dv": dv}
     _run("attention_backward", inputs, others, cu_seqlens, (T, S), (scale, window, softcap))
     return dq, dk, dv
 
 
-@backward.register_fake
-def _(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+backward.register_fake(gradients)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -150,9 +146,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, lse, cu_seqlens = ctx.saved_tensors
-    dout = torch.zeros_like(q) if dout is None else dout
-    dout = dout if dout.stride(2) == 1 else dout.contiguous()
-    dlse = None if dlse is None else dlse.contiguous()
+    dout, dlse = arriving(dout, dlse, q)
     found = backward(dout, dlse, q, k, v, lse, cu_seqlens, *ctx.options)
     return *found, None, None, None, None, None, None
 

@@ -63,9 +63,10 @@ def backward(
 
 
 @backward.register_fake
-def _(
+def gradients(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for dq, dk and dv, contiguous."""
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -78,9 +79,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
-    dout = torch.zeros_like(out) if dout is None else dout
-    dout = dout if dout.stride(2) == 1 else dout.contiguous()
-    dlse = None if dlse is None else dlse.contiguous()
+    dout, dlse = arriving(dout, dlse, out)
     tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
     found = backward(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
     lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
@@ -88,6 +87,12 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[
 
 
 torch.library.register_autograd("hotplate::attention", _differentiate, setup_context=_setup_context)
+
+
+def arriving(dout: Tensor | None, dlse: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What arrives from above as a backward pass reads it: zeros `like` for no dout, features that adjoin."""
+    dout = torch.zeros_like(like) if dout is None else dout
+    return dout if dout.stride(2) == 1 else dout.contiguous(), None if dlse is None else dlse.contiguous()
 
 
 def rows(x: Tensor) -> Tensor:

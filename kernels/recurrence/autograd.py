@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
-from hotplate.kernels.product import multiply
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 PIECES = 8  # of the sum over rows and steps in the gradient of R; fp32 and fp64 only, 16 bits would round each
@@ -65,12 +64,7 @@ def recurrent_gradient(h: Tensor, h0: Tensor | None, resets: Tensor | None, dpre
     # One chain of N terms would lose more digits than autograd, which adds up T sums of B terms.
     step = -(-N // PIECES) if dpre.dtype == state_dtype(dpre.dtype) else N
     for start in range(0, N, max(1, step)):
-        terms = slice(start, start + step)
-        if total.is_cuda:
-            add_product(total, left[:, :, terms], right[:, terms])
-        else:  # long sums: on a CPU head by head, in C where that is faster
-            for head in range(H):
-                multiply(left[head, :, terms], right[head, terms], total[head], add=True)
+        add_product(total, left[:, :, start : start + step], right[:, start : start + step])
     product = total.view(H, K, 4, K)
     if like.shape[1] == 1:
         product = product.sum(0, keepdim=True, dtype=state_dtype(product.dtype))
