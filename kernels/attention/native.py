@@ -135,7 +135,7 @@ def backward(
     return dq, dk, dv
 
 
-backward.register_fake(gradients)
+torch.library.register_fake("hotplate::attention_native_backward", gradients)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
