@@ -1,7 +1,8 @@
-"""Every recurrent kernel on the device itself against its float64 definition: fresh random inputs, poisoned buffers.
+"""Recurrent kernels and Newton-Schulz on the device itself against float64: random inputs, poisoned buffers.
 
 `python -m hotplate.bench.device_check --device cuda --impl triton`. Prints a line per case and exits with 1 when one is
-outside its bound. Bounds are relative Frobenius errors: rounding of the inputs' dtype, twice over.
+outside its bound. Bounds are relative Frobenius errors: rounding of the inputs' dtype, twice over; of Newton-Schulz,
+whose steps magnify rounding, twice the error of the same steps made of torch's products, and once the rounding.
 """
 
 import sys
@@ -16,6 +17,8 @@ from hotplate.bench.harness import dtype_name, error
 from hotplate.kernels.lstm import lstm
 from hotplate.kernels.lstm_dense import lstm_dense
 from hotplate.kernels.lstm_diagonal import lstm_diagonal
+from hotplate.kernels.newton_schulz import newton_schulz
+from hotplate.kernels.newton_schulz.op import IMPLS as ORTHOGONAL_IMPLS
 from hotplate.kernels.qlstm import qlstm
 
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 1.5e-2}
@@ -24,7 +27,7 @@ Op = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Options:
-    """Check recurrent kernels on a device."""
+    """Check recurrent kernels and Newton-Schulz on a device."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """cpu or cuda"""
@@ -84,31 +87,55 @@ def results(check: Check, leaves: Sequence[Tensor], resets: Tensor, impl: str) -
     return [*(y.detach() for y in out), *gradients]
 
 
+def matrices(quick: bool) -> list[tuple[int, ...]]:
+    """Stacks for Newton-Schulz: one number, odd sides, whole tiles and one past them, tall and wide, GPT-small's."""
+    small = [(1, 1), (3, 40, 129), (129, 64), (2, 128, 256)]
+    return small if quick else [*small, (5, 513, 300), (48, 768, 768), (768, 3072), (12, 3072, 768), (1024, 4096)]
+
+
+def report(label: str, found: Sequence[Tensor], again: Sequence[Tensor], truth: Sequence[Tensor], bound: float) -> bool:
+    """Prints the case; whether it is within its bound and repeats bit for bit."""
+    off = error(found, truth)
+    repeats = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    good = off <= bound and repeats
+    text = f"{'ok' if good else 'WRONG':8} {label}: error {off:.2e}{'' if repeats else ', differs on repetition'}"
+    print(text, flush=True)
+    return good
+
+
+def recurrent_is_right(check: Check, B: int, T: int, dtype: torch.dtype, options: Options) -> bool:
+    """One recurrent case; what its room refuses is no error."""
+    label = f"{check.name} {dtype_name(dtype)} B{B} T{T} {list(check.gates)}"
+    leaves, resets = inputs(check, B, T, dtype, options.device)
+    try:
+        found, again = (results(check, leaves, resets, options.impl) for _ in range(2))
+    except ValueError as refusal:
+        print(f"refused  {label}: {refusal}", flush=True)
+        return True
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    return report(label, found, again, results(check, wide, resets, "reference"), BOUNDS[dtype])
+
+
+def orthogonal_is_right(shape: tuple[int, ...], dtype: torch.dtype, options: Options) -> bool:
+    """One stack of matrices."""
+    g = torch.randn(shape, device=options.device).to(dtype)
+    found, again = ([newton_schulz(g, impl=options.impl)] for _ in range(2))
+    truth = [newton_schulz(g.double(), impl="reference")]
+    bound = 2 * error([newton_schulz(g, impl="eager")], truth) + BOUNDS[dtype]
+    return report(f"newton_schulz {dtype_name(dtype)} {list(shape)}", found, again, truth, bound)
+
+
 def main(arguments: Sequence[str]) -> int:
     """0 when every case is within its bound and repeats bit for bit."""
     options = tyro.cli(Options, args=list(arguments), prog="python -m hotplate.bench.device_check")
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch fills fresh memory with NaN then
-    wrong = 0
+    right = []
     for name in options.dtypes:
         dtype = getattr(torch, name)
-        for check, B, T in checks(options.quick):
-            label = f"{check.name} {dtype_name(dtype)} B{B} T{T} {list(check.gates)}"
-            leaves, resets = inputs(check, B, T, dtype, options.device)
-            try:
-                found = results(check, leaves, resets, options.impl)
-                again = results(check, leaves, resets, options.impl)
-            except ValueError as refusal:
-                print(f"refused  {label}: {refusal}", flush=True)
-                continue
-            wide = [x.detach().double().requires_grad_() for x in leaves]
-            off = error(found, results(check, wide, resets, "reference"))
-            repeats = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-            good = off <= BOUNDS[dtype] and repeats
-            wrong += not good
-            print(
-                f"{'ok' if good else 'WRONG':8} {label}: error {off:.2e}{'' if repeats else ', differs on repetition'}",
-                flush=True,
-            )
+        right += [recurrent_is_right(check, B, T, dtype, options) for check, B, T in checks(options.quick)]
+        if options.impl in ORTHOGONAL_IMPLS:
+            right += [orthogonal_is_right(shape, dtype, options) for shape in matrices(options.quick)]
+    wrong = right.count(False)
     print(f"{wrong} wrong", flush=True)
     return 1 if wrong else 0
 

@@ -54,6 +54,8 @@ class OptimizerConfig:
     impl: Literal["auto", "eager", "native", "triton", "reference", "apex", "deepspeed"] = "auto"
     """adamw's kernel: eager = torch's fused form; auto = the fastest that this device and machine have; apex, deepspeed
     = those packages' fused Adam"""
+    muon_impl: Literal["auto", "eager", "triton", "reference"] = "auto"
+    """muon's kernel: eager = torch's products; auto = eager until triton has been measured on a GPU"""
 
 
 @dataclass(frozen=True, kw_only=True)

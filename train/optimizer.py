@@ -161,7 +161,8 @@ class Optimizer:
             for part, place in zip(_matrices(direction, axes), _matrices(updates[name], axes), strict=True):
                 batches[tuple(part.shape), self._rates[name]].append((part, place))
         for (shape, rate), pairs in batches.items():
-            found = newton_schulz(torch.stack([part for part, _ in pairs])) * (rate * MUON_RMS * math.sqrt(max(shape)))
+            stack = torch.stack([part for part, _ in pairs])
+            found = newton_schulz(stack, impl=self.config.muon_impl) * (rate * MUON_RMS * math.sqrt(max(shape)))
             for (_, place), update in zip(pairs, found, strict=True):
                 place.copy_(update)
         return updates

@@ -6,10 +6,11 @@ Letters: M rows, N columns.
 import torch
 from torch import Tensor
 
-from hotplate.kernels.checks import choose, want, want_float
+from hotplate.kernels.checks import want, want_float
+from hotplate.kernels.launch import choose_impl, operator
 from hotplate.kernels.newton_schulz import eager, reference
 
-IMPLS = {"eager": eager.newton_schulz, "reference": reference.newton_schulz}
+IMPLS = ("auto", "eager", "reference", "triton")
 
 
 @torch.no_grad()
@@ -19,11 +20,16 @@ def newton_schulz(g: Tensor, steps: int = 5, impl: str = "auto") -> Tensor:
     g [..., M, N] bf16|fp16|fp32|fp64; every leading index is a matrix of its own; worked on transposed where
     M > N. Returns the same shape and dtype, without gradient.
     Products in fp32 on CPU (fp64 for fp64), bf16 on GPU.
-    Flops: steps (4 S^2 L + 2 S^3), S and L the shorter and longer side.
-    ValueError on fewer than two axes, no steps or another impl. Source: Jordan et al. 2024, Muon.
+    impl: auto, eager (torch's products; on a CPU the products of `kernels/product`, the halves of symmetric ones),
+    triton (symmetric products by halves; bf16, fp16, fp32) or reference. auto is eager until triton has been measured
+    on a GPU. A name never falls back.
+    Flops at the least: steps (S (S + 1) (L + S) + 2 S^2 L), S and L the shorter and longer side.
+    ValueError on fewer than two axes, no steps, another dtype, device or impl. Source: Jordan et al. 2024, Muon.
     """
-    function = choose("newton_schulz", impl, IMPLS)
+    impl = "eager" if impl == "auto" else choose_impl("newton_schulz", impl, g, IMPLS)
     want("newton_schulz", g.ndim >= 2, "g [..., M, N]", str(list(g.shape)), "give vectors to another optimiser")
     want("newton_schulz", steps >= 1, "steps >= 1", str(steps), "Muon takes 5")
     want_float("newton_schulz", "g", g)
-    return function(g, steps)
+    if impl == "triton":
+        return operator("hotplate.kernels.newton_schulz.launches", "newton_schulz")(g, steps)
+    return (eager if impl == "eager" else reference).newton_schulz(g, steps)

@@ -2,22 +2,23 @@ import pytest
 import torch
 from numerics import assert_bitwise, assert_within_budget
 
-from hotplate.kernels.newton_schulz import newton_schulz
+from hotplate.kernels.newton_schulz import eager, newton_schulz
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (33, 17), (17, 33), (40, 40), (3, 20, 50), (2, 2, 30, 12)]
+LARGE = [(256, 256), (2, 300, 257), (259, 1000)]  # a CPU computes the halves of symmetric products: blocks, one past
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE], ids=str)
 def test_error_is_within_budget(shape, dtype):
     g = torch.randn(shape).to(dtype)
     truth = newton_schulz(g.double(), impl="reference")
     assert_within_budget("x", newton_schulz(g), newton_schulz(g, impl="reference"), truth)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE[1:]], ids=str)
 def test_eager_is_the_definition_in_float64(shape):
     g = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(newton_schulz(g), newton_schulz(g, impl="reference"), rtol=1e-11, atol=1e-12)
@@ -37,9 +38,10 @@ def test_singular_values_come_near_one_and_vectors_stay(shape, impl):
 
 @pytest.mark.parametrize("impl", ["eager", "reference"])
 def test_a_stack_is_each_matrix_alone(impl):
-    g = torch.randn(3, 10, 20, dtype=torch.float64)
-    for matrix, alone in zip(newton_schulz(g, impl=impl), g, strict=True):
-        torch.testing.assert_close(matrix, newton_schulz(alone, impl=impl), rtol=1e-12, atol=1e-12)
+    for shape in ((3, 10, 20), (2, 260, 256)):
+        g = torch.randn(shape, dtype=torch.float64)
+        for matrix, alone in zip(newton_schulz(g, impl=impl), g, strict=True):
+            torch.testing.assert_close(matrix, newton_schulz(alone, impl=impl), rtol=1e-11, atol=1e-12)
 
 
 def test_scale_of_the_input_does_not_matter_and_zero_stays_zero():
@@ -49,10 +51,17 @@ def test_scale_of_the_input_does_not_matter_and_zero_stays_zero():
 
 
 def test_runs_repeat_bitwise_and_leave_the_input_alone():
-    g = torch.randn(65, 33)
-    before = g.clone()
-    assert_bitwise("x", newton_schulz(g), newton_schulz(g))
-    assert_bitwise("g", g, before)
+    for shape in ((65, 33), (2, 257, 300)):
+        g = torch.randn(shape)
+        before = g.clone()
+        assert_bitwise("x", newton_schulz(g), newton_schulz(g))
+        assert_bitwise("g", g, before)
+
+
+def test_the_norm_of_many_numbers_is_exact():
+    g = torch.randn(512, 2048)
+    truth = g.double().norm().item()
+    assert abs(eager.norms(g).item() / truth - 1) <= torch.finfo(torch.float32).eps
 
 
 def test_strides_do_not_matter():
@@ -78,7 +87,11 @@ def test_more_steps_are_more_steps():
         (lambda: newton_schulz(torch.zeros(3)), r"want g \[..., M, N\], got \[3\]"),
         (lambda: newton_schulz(torch.zeros(3, 3), 0), "want steps >= 1, got 0"),
         (lambda: newton_schulz(torch.zeros(3, 3).int()), "floating g"),
-        (lambda: newton_schulz(torch.zeros(3, 3), impl="svd"), r"want impl in \['auto', 'eager', 'reference'\]"),
+        (
+            lambda: newton_schulz(torch.zeros(3, 3), impl="svd"),
+            r"want impl in \['auto', 'eager', 'reference', 'triton'\]",
+        ),
+        (lambda: newton_schulz(torch.zeros(3, 3), impl="triton"), "want a CUDA tensor .* got torch.float32 on cpu"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):

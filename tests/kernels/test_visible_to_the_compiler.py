@@ -1,4 +1,5 @@
-"""torch.compile sees the launches inside the norms', the MLP's and rotary's Triton forms: it can fuse around them."""
+"""torch.compile sees the launches inside the Triton forms of norms, MLP, rotary and Newton-Schulz: it can fuse around
+them."""
 
 import pytest
 import torch
@@ -43,7 +44,13 @@ def rotary(x):
     return 2 * q + k + v
 
 
-@pytest.mark.parametrize("call", [norm, mlp, rotary], ids=lambda call: call.__name__)
+def newton_schulz(x):
+    from hotplate.kernels.newton_schulz.launches import operator
+
+    return operator(2 * x.detach(), 5)
+
+
+@pytest.mark.parametrize("call", [norm, mlp, rotary, newton_schulz], ids=lambda call: call.__name__)
 def test_a_launch_is_a_node_of_the_graph(call):
     code = graph_of(call, torch.randn(4, 64, requires_grad=True))
     assert "triton_kernel_wrapper_functional" in code and "torch.ops.hotplate" not in code

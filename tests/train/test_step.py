@@ -80,6 +80,19 @@ def test_adamw_equals_torch_with_clipping_and_decay_on_matrices_only() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_muon_runs_the_kernel_that_is_named_and_no_other() -> None:
+    batch, ends = random_batch(CONFIG, 8, 16, CPU), []
+    for impl in ("auto", "reference"):
+        model, _, step = make(kind="muon", muon_impl=impl)
+        step([batch], [None], 1e-2)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    _, _, step = make(kind="muon", muon_impl="triton")
+    with pytest.raises(ValueError, match="newton_schulz: want a CUDA tensor"):
+        step([batch], [None], 1e-2)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_non_finite_update_changes_nothing(kind: str, poison: float) -> None:

@@ -18,6 +18,7 @@ seeds, and a sweep that goes on later, spend hours of the same length.
 import dataclasses
 import difflib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -38,9 +39,11 @@ from hotplate.train.published import reference_throughput
 from hotplate.train.ranks import start
 from hotplate.train.step import resolve_precision
 from hotplate.train.throughput import measure
+from hotplate.train.untrusted import read_object
 
 STUDIES = Path(__file__).parent.parent / "studies"
 LOG = "log.txt"  # in a run's folder: what the run printed
+SPEEDS = "throughput.json"  # in the sweep's folder
 Status = Literal["waiting", "done", "interrupted", "failed"]
 Say = Callable[[str], None]
 
@@ -167,10 +170,20 @@ def _config(plan: SweepPlan, model: str, where: str) -> TrainConfig:
     return settings.merge(config, plan.model.get(model, {}), f"{where}: model.{model}")
 
 
+def read_speeds(path: Path) -> dict[str, float]:
+    """Tokens/s by model, as a sweep keeps them. InputError when the file holds anything else."""
+    mend = "correct it, or delete it: every model's throughput is measured again then"
+    speeds = read_object(path, "the throughputs of a sweep", mend)
+    for model, speed in speeds.items():
+        if not isinstance(speed, float | int) or isinstance(speed, bool) or not 0 < speed < math.inf:
+            raise InputError(f"{path}: {model}: want tokens/s above 0, got {speed!r}; {mend}")
+    return speeds
+
+
 def throughputs(runs: Sequence[Planned], folder: Path, say: Say) -> dict[str, float]:
     """Tokens/s of every model: what the sweep's folder knows, the reference card's published, or measured now."""
-    path = folder / "throughput.json"
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path = folder / SPEEDS
+    known = read_speeds(path) if path.is_file() else {}
     for run in runs:
         if run.model in known:
             continue

@@ -157,6 +157,27 @@ def test_throughput_is_measured_once_per_model_and_kept(plan: Path, tmp_path: Pa
     assert f"tokens_per_second = {speeds['gpt-nano']}" in Path(started[0][-1]).read_text()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"gpt-nano": 1', "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[1.0]", "want a JSON object, got list"),
+        (b'{"gpt-nano": "fast"}', "gpt-nano: want tokens/s above 0, got 'fast'"),
+        (b'{"gpt-nano": -1.0}', "gpt-nano: want tokens/s above 0, got -1.0"),
+        (b'{"gpt-nano": NaN}', "gpt-nano: want tokens/s above 0, got nan"),
+    ],
+)
+def test_damaged_throughputs_start_nothing_and_say_what_to_do(
+    plan: Path, tmp_path: Path, content: bytes, message: str, monkeypatch, capsys
+) -> None:
+    (tmp_path / "runs" / "throughput.json").write_bytes(content)
+    monkeypatch.setattr(Execution, "__call__", None)
+    assert guarded(sweep.main, [str(plan)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "throughput.json: " in line and message in line and "delete it: every model's throughput" in line
+
+
 def test_a_reference_card_replaces_measuring(plan: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "throughput.json").unlink()
     named = replace(plan_runs(load_plan(str(plan)), "plan")[0], model="gpt-mini", config=load_preset("gpt-mini"))
