@@ -89,10 +89,11 @@ def masked_torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Forward, and forward with backward; fp32 on a CPU, bf16 on a GPU."""
+    """Forward, and forward with backward; fp32 and bf16 on a CPU, bf16 on a GPU."""
     shapes = QUICK_SHAPES if quick else CPU_SHAPES if device == "cpu" else GPU_SHAPES
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return [_case(way, shape, device, dtype) for shape in shapes for way in ("forward", "forward+backward")]
+    dtypes = (torch.float32, torch.bfloat16) if device == "cpu" else (torch.bfloat16,)
+    ways = "forward", "forward+backward"
+    return [_case(way, shape, device, dtype) for dtype in dtypes for shape in shapes for way in ways]
 
 
 def _ours(name: str, at: dict[Tensor, Layout]) -> Op:

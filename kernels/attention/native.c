@@ -1,4 +1,4 @@
-/* Causal attention over packed documents in fp32 on a CPU, forward and backward.
+/* Causal attention over packed documents in fp32 or bf16 on a CPU, forward and backward.
  *
  * Letters: M queries of a block, in two vectors of L lanes; R keys of a tile; K head width, KP its multiple of L; a
  * piece is what a row leaves of a document. Scores lie transposed, [keys, M]: a lane is a query, so largest scores,
@@ -7,6 +7,9 @@
  * thousand), so the softmax is exact at once and the backward sums p dp before it needs it, with five products.
  * A task is a piece and a head. A piece's numbers depend on nothing but the piece: packed or alone, whatever the number
  * of threads, results are bitwise the same.
+ *
+ * bf16 becomes fp32 as rows are packed; or, where the processor multiplies pairs in bf16 (`pairs`), operands stay as
+ * they are, and weights and dz are rounded to bf16 for the second products. Everything else is fp32 in both.
  */
 #include <math.h>
 #include <omp.h>
@@ -15,140 +18,43 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "activations.h"
+#include "lanes.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define APART static __attribute__((noinline))
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-enum { L = 16, R = 8 };
-#elif defined(__AVX__)
-enum { L = 8, R = 4 };
-#else
-enum { L = 4, R = 4 };
-#endif
-enum { M = 2 * L, LINE = 64 };
 enum { BLOCKS = 2 }; /* of queries that the backward takes to the keys at a time */
-enum { AHEAD = 16 }; /* rows that are fetched before they are packed */
-enum { DEPTH = 64 }; /* products that a score adds up at a time: a longer chain would round more than a library's */
-
-typedef float lanes __attribute__((vector_size(4 * L)));
-typedef float loose __attribute__((vector_size(4 * L), aligned(4), may_alias));
-typedef int32_t places __attribute__((vector_size(4 * L)));
+enum { DEPTH = 64 }; /* words that a score adds up at a time: a longer chain would round more than a library's */
+#define LOG2_E 1.44269504088896341
 
 typedef struct {
     int64_t q, queries, k, keys; /* positions where they start, and how many */
 } piece;
 
 typedef struct {
-    int64_t positions, H, Hkv, K; /* positions of queries */
-    const float *q, *k, *v, *dout;
+    int64_t positions, others, H, Hkv, K; /* positions of queries and of keys */
+    const void *q, *k, *v, *dout;
     int64_t q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head;
-    float *out, *lse;     /* [positions, H, K], [H, positions]: written forward; lse is read backward */
+    void *out;            /* [positions, H, K]: written forward, as lse; that is read backward */
+    float *lse;           /* [H, positions] */
     const float *dlse;    /* [H, positions] or NULL */
-    float *dq, *dk, *dv;  /* [positions, H, K], [., Hkv, K] */
+    void *dq, *dk, *dv;   /* [positions, H, K], [others, Hkv, K] */
     float scale, softcap; /* softcap 0: none */
     int64_t window;       /* 0: none */
     piece *pieces;        /* as many as documents and rows together */
     int64_t count, longest; /* of pieces, most keys of one: attention_plan fills them in */
     char *memory;         /* as many bytes as attention_plan says, from a multiple of LINE on */
-    int threads;
+    int threads, half;    /* half: q, k, v, dout, out, dq, dk and dv are bf16, not fp32 */
 } attention;
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-INLINE lanes all(float x) { return x - (lanes){0}; }
-INLINE lanes pick(places mask, lanes yes, lanes no) { return (lanes)(((places)yes & mask) | ((places)no & ~mask)); }
-
-#if defined(__AVX512F__)
-/* b where one is NaN. */
-INLINE lanes larger(lanes a, lanes b) { return (lanes)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE lanes nearest(lanes x) { return (lanes)_mm512_roundscale_ps((__m512)x, 0); }
-INLINE lanes times_power(lanes x, lanes n) { return (lanes)_mm512_scalef_ps((__m512)x, (__m512)n); }
-#else
-INLINE lanes larger(lanes a, lanes b) { return pick(a > b, a, b); }
-INLINE lanes nearest(lanes x) { return x + all(12582912.0f) - all(12582912.0f); } /* 1.5 * 2^23 */
-/* In two factors, as 2^n may be no normal number. */
-INLINE lanes times_power(lanes x, lanes n) {
-    const places whole = __builtin_convertvector(n, places), half = whole >> 1;
-    return x * (lanes)((half + 127) << 23) * (lanes)((whole - half + 127) << 23);
+INLINE int pairs_of(const attention *c) { return PAIRS && c->half; }
+/* Elements of operands that start at one. */
+INLINE const void *element(const attention *c, const void *base, int64_t at) {
+    return (const char *)base + at * (c->half ? 2 : 4);
 }
-#endif
-
-/* exp(x) for x that is not above 88; 0 for -inf; NaN stays. As in activations.h, for vectors in registers. */
-INLINE lanes exp_of(lanes x) {
-    x = larger(all(-105.0f), x);
-    const lanes n = nearest(x * all(1.44269504088896341f));
-    lanes r = x - n * all(0.693145751953125f), p = all(1.984588598e-4f);
-    r = r - n * all(1.42860682030941723212e-6f);
-    p = p * r + all(1.394071965e-3f);
-    p = p * r + all(8.333389647e-3f);
-    p = p * r + all(4.166635871e-2f);
-    p = p * r + all(1.666666567e-1f);
-    p = p * r + all(0.5f);
-    return times_power(p * (r * r) + r + all(1.0f), n);
-}
-
-/* sum[i][j] += sum over d < depth of a[i a_row + d a_step] b[d b_row + j L] for R rows and one vector or two. */
-INLINE void multiply(const int vectors, int64_t depth, const float *restrict a, int64_t a_row, int64_t a_step,
-                     const float *restrict b, int64_t b_row, lanes sum[R][2]) {
-    for (int64_t d = 0; d < depth; d++, a += a_step, b += b_row) {
-        lanes right[2];
-        for (int j = 0; j < vectors; j++) right[j] = *(const lanes *)(b + j * L);
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < vectors; j++) sum[i][j] += all(a[i * a_row]) * right[j];
-    }
-}
-
-INLINE void clear(lanes sum[R][2]) {
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++) sum[i][0] = sum[i][1] = (lanes){0};
-}
-
-/* `count` rows of x [., K], KP apart; what lacks of `rows` and of KP is 0. */
-APART void pack(const float *x, int64_t x_row, int64_t count, int64_t rows, int64_t K, int64_t KP, float *out) {
-    for (int64_t i = 0; i < count; i++, x += x_row, out += KP) {
-        for (int64_t k = 0; k < K && i + AHEAD < count; k += LINE / 4) __builtin_prefetch(x + AHEAD * x_row + k);
-        int64_t k = 0;
-        for (; k + L <= K; k += L) *(lanes *)(out + k) = *(const loose *)(x + k);
-        for (; k < KP; k++) out[k] = k < K ? x[k] : 0.0f;
-    }
-    memset(out, 0, sizeof(float) * (rows - count) * KP);
-}
-
-/* M rows, KP apart, as columns: [KP, M]. */
-#if defined(__GNUC__) && !defined(__clang__)
-APART void transpose(const float *x, int64_t KP, float *out) {
-    places lane;
-    for (int i = 0; i < L; i++) lane[i] = i;
-    for (int64_t m = 0; m < M; m += L)
-        for (int64_t k = 0; k < KP; k += L) {
-            lanes row[L];
-            for (int i = 0; i < L; i++) row[i] = *(const lanes *)(x + (m + i) * KP + k);
-#pragma GCC unroll 4
-            for (int half = L / 2; half; half /= 2) { /* squares of `half` beside the diagonal change places */
-                const places second = (lane & half) != 0;
-                const places upper = lane + (second & (L - half)), lower = lane + (second & L) + (~second & half);
-#pragma GCC unroll 16
-                for (int i = 0; i < L; i++) {
-                    if (i & half) continue;
-                    const lanes one = row[i], other = row[i + half];
-                    row[i] = __builtin_shuffle(one, other, upper);
-                    row[i + half] = __builtin_shuffle(one, other, lower);
-                }
-            }
-            for (int i = 0; i < L; i++) *(lanes *)(out + (k + i) * M + m) = row[i];
-        }
-}
-#else
-APART void transpose(const float *x, int64_t KP, float *out) {
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t k = 0; k < KP; k++) out[k * M + m] = x[m * KP + k];
-}
-#endif
+/* Words of a row that is to be multiplied along its features, and what they are packed to. */
+INLINE int64_t depth_of(const attention *c, const int pairs) { return pairs ? (c->K + 1) / 2 : c->K; }
+INLINE int64_t width_of(const attention *c, const int pairs) { return up(depth_of(c, pairs), L); }
+/* The weight of a score is 2^(unit x), and the score `natural` x: x is the product, or with a soft cap its tanh. */
+INLINE float natural_of(const attention *c) { return c->softcap ? c->softcap : c->scale; }
+INLINE float unit_of(const attention *c) { return (float)(LOG2_E * natural_of(c)); }
 
 /* What a block of queries sees: keys [begin, end) in tiles of R, of which it stands at `low`, the first query. */
 typedef struct {
@@ -180,64 +86,54 @@ INLINE places seen(const attention *c, const sight *s, int64_t key, int j) {
     return c->window ? later & (s->position[j] - (int32_t)least(c->window, INT32_MAX) < k) : later;
 }
 
-/* The products of the tile of keys at `rows` with a transposed block: sums of the vectors [from, to). */
-INLINE void scores_of(int64_t depth, const float *rows, int64_t KP, const float *columns, view w, lanes sum[R][2]) {
+/* Sums of the tile of keys at `rows` and the vectors [w.from, w.to) of a transposed block, by way of memory. */
+INLINE void scores(const int pairs, int64_t depth, const float *rows, int64_t W, const float *columns, view w,
+                   lanes tile[R][2]) {
+    lanes sum[R][2];
     clear(sum);
     if (w.to - w.from == 2) {
-        multiply(2, depth, rows, KP, 1, columns, M, sum);
-    } else if (w.from == 0) {
-        multiply(1, depth, rows, KP, 1, columns, M, sum);
+        multiply(pairs, 2, depth, rows, W, 1, columns, M, sum);
+        memcpy(tile, sum, sizeof(sum));
     } else {
-        multiply(1, depth, rows, KP, 1, columns + L, M, sum);
-        for (int i = 0; i < R; i++) sum[i][1] = sum[i][0];
+        multiply(pairs, 1, depth, rows, W, 1, columns + w.from * L, M, sum);
+        for (int i = 0; i < R; i++) tile[i][w.from] = sum[i][0];
     }
 }
 
-APART void scores_of_wide(const float *rows, int64_t KP, const float *columns, view w, lanes sum[R][2]) {
-    for (int64_t k = 0; k < KP; k += DEPTH) {
+/* The same for rows of any width, DEPTH words at a time. */
+INLINE void scores_of_any(const attention *c, const float *rows, const float *columns, view w, lanes tile[R][2],
+                          const int pairs) {
+    const int64_t depth = depth_of(c, pairs), W = width_of(c, pairs);
+    scores(pairs, least(DEPTH, depth), rows, W, columns, w, tile);
+    for (int64_t k = DEPTH; k < depth; k += DEPTH) {
         lanes part[R][2];
-        scores_of(least(DEPTH, KP - k), rows + k, KP, columns + k * M, w, part);
+        scores(pairs, least(DEPTH, depth - k), rows + k, W, columns + k * M, w, part);
         for (int i = 0; i < R; i++)
-            for (int j = 0; j < 2; j++) sum[i][j] = k ? sum[i][j] + part[i][j] : part[i][j];
+            for (int j = w.from; j < w.to; j++) tile[i][j] += part[i][j];
     }
 }
 
-INLINE void scores(const float *rows, int64_t KP, const float *columns, view w, lanes sum[R][2]) {
-    if (KP <= DEPTH) {
-        scores_of(KP, rows, KP, columns, w, sum);
-    } else {
-        lanes tile[R][2];
-        scores_of_wide(rows, KP, columns, w, tile);
-        memcpy(sum, tile, sizeof(tile));
-    }
+APART void scores_fp32(const attention *c, const float *rows, const float *columns, view w, lanes tile[R][2]) {
+    scores_of_any(c, rows, columns, w, tile, 0);
+}
+APART void scores_pairs(const attention *c, const float *rows, const float *columns, view w, lanes tile[R][2]) {
+    scores_of_any(c, rows, columns, w, tile, 1);
 }
 
-/* tanh(x / softcap) of a tile, through memory. */
-APART void bend(lanes tile[R][2], float softcap) {
+/* tanh(squeeze x) of a tile. */
+APART void bend(lanes tile[R][2], float squeeze) {
     float *x = (float *)tile;
 #pragma omp simd
-    for (int i = 0; i < 2 * L * R; i++) x[i] = tanh_of(x[i] / softcap);
+    for (int i = 0; i < 2 * L * R; i++) x[i] = tanh_of(x[i] * squeeze);
 }
 
-/* Scores as the definition rounds them; with a soft cap their tanh in `curve`, which is NULL without. */
-INLINE void finish_scores(const attention *c, lanes sum[R][2], lanes *curve) {
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < 2; j++) sum[i][j] *= all(c->scale);
-    if (!curve) return;
-    lanes tile[R][2];
-    memcpy(tile, sum, sizeof(tile));
-    bend(tile, c->softcap);
-    memcpy(curve, tile, sizeof(tile));
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < 2; j++) sum[i][j] = tile[i][j] * all(c->softcap);
-}
-
-/* Memory of a task. Strips are [keys, M] of a block. */
+/* Memory of a task, in words. Strips are [keys, M] of a block. */
 typedef struct {
-    float *k, *v, *dk, *dv;
+    float *k, *v, *other; /* rows along features; `other`: of keys, pairs along positions */
+    float *dk, *dv;
+    float *raw; /* a block of rows */
     float *rows, *columns, *d_rows, *d_columns; /* BLOCKS blocks of queries and upstream gradients */
-    float *strips;                              /* p, dp or dz, tanh; BLOCKS of each */
+    float *strips;                              /* p, dp or dz, tanh or pairs of dz; BLOCKS of each */
     int64_t strip;
     int64_t pair; /* piece and key head of which k and v are here: the next head of a group finds them */
 } room;
@@ -246,239 +142,384 @@ enum { STRIPS = 3 };
 
 static int64_t room_of(const attention *c, char *memory, room *r) {
     const int64_t KP = up(c->K, L), keys = up(c->longest, R);
-    int64_t at = 0;
-    float **parts[] = {&r->k, &r->v, &r->dk, &r->dv, &r->rows, &r->columns, &r->d_rows, &r->d_columns, &r->strips};
     const int64_t seen = c->window ? least(keys, up(c->window + (BLOCKS * M) + R, R)) : keys;
+    const int64_t block = BLOCKS * M * KP;
     r->strip = seen * M;
-    for (int n = 0; n < 9; n++) {
-        const int64_t size = n < 4 ? keys * KP : n < 8 ? BLOCKS * M * KP : STRIPS * BLOCKS * r->strip;
-        *parts[n] = (float *)memory + at;
-        at += up(size, LINE / 4);
+    struct {
+        float **part;
+        int64_t size;
+    } parts[] = {{&r->k, keys * KP}, {&r->v, keys * KP}, {&r->other, pairs_of(c) ? keys / 2 * KP : 0},
+                 {&r->dk, keys * KP}, {&r->dv, keys * KP}, {&r->raw, M * KP}, {&r->rows, block}, {&r->columns, block},
+                 {&r->d_rows, block}, {&r->d_columns, block}, {&r->strips, STRIPS * BLOCKS * r->strip}};
+    int64_t at = 0;
+    for (int n = 0; n < sizeof(parts) / sizeof(*parts); n++) {
+        *parts[n].part = (float *)memory + at;
+        at += up(parts[n].size, LINE / 4);
     }
     return 4 * at;
 }
 
-/* Rows of a tile of sums times `factor` to memory that need not be aligned, `row` apart: so many rows and columns. */
-INLINE void put(lanes sum[R][2], const float *factor, float *to, int64_t row, int64_t rows, int64_t columns) {
-    if (rows >= R && columns >= 2 * L) {
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < 2; j++) *(loose *)(to + i * row + j * L) = sum[i][j] * all(factor[i]);
-        return;
-    }
-    lanes tile[R][2];
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < 2; j++) tile[i][j] = sum[i][j] * all(factor[i]);
-    for (int i = 0; i < least(R, rows); i++) memcpy(to + i * row, tile[i], sizeof(float) * least(2 * L, columns));
-}
-
-/* to[m] = factor[m] sum over keys of strip[key][m] rows[key], for the queries of a block; `to` [., K], `row` apart. */
-APART void gather(const attention *c, const piece *p, const sight *s, const float *strip, const float *rows,
-                  const float *factor, float *to, int64_t row) {
-    const int64_t KP = up(c->K, L);
+/* to[m] = factor[m] sum over keys of strip[key][m] rows[key], for the queries of a block; `to` [., K] from element `at`
+ * on, `row` apart. Pairs: strip and rows are pairs of keys. */
+INLINE void gather(const attention *c, const piece *p, const sight *s, const float *strip, const float *rows,
+                   const float *factor, void *to, int64_t at, int64_t row, const int pairs) {
+    const int64_t KP = up(c->K, L), unit = pairs ? 2 : 1;
     for (int64_t m = 0; m < s->count; m += R) {
-        const int64_t begin = c->window ? most(s->begin, s->low + m - c->window + 1) : 0;
-        const int64_t end = least(s->low + m + R, p->keys);
-        const float *a = strip + (begin - s->begin) * M + m;
+        const int64_t begin = (c->window ? most(s->begin, s->low + m - c->window + 1) : 0) / unit;
+        const int64_t depth = up(least(s->low + m + R, p->keys), unit) / unit - begin;
+        const float *a = strip + (begin - s->begin / unit) * M + m;
         for (int64_t k = 0; k < KP; k += 2 * L) {
+            const float *b = rows + begin * KP + k;
             lanes sum[R][2];
             clear(sum);
-            if (KP - k >= 2 * L) multiply(2, end - begin, a, 1, M, rows + begin * KP + k, KP, sum);
-            else multiply(1, end - begin, a, 1, M, rows + begin * KP + k, KP, sum);
-            put(sum, factor + m, to + m * row + k, row, s->count - m, c->K - k);
+            if (KP - k >= 2 * L) multiply(pairs, 2, depth, a, 1, M, b, KP, sum);
+            else multiply(pairs, 1, depth, a, 1, M, b, KP, sum);
+            put_tile(sum, factor + m, to, c->half, at + m * row + k, row, s->count - m, c->K - k);
         }
     }
 }
 
-/* Scores of a block of queries, and the largest of each query. */
-INLINE void score(const attention *c, const sight *s, const room *r, float *strip, lanes top[2], const int capped) {
-    const int64_t KP = up(c->K, L);
-    for (int64_t n = s->begin; n < s->end; n += R, strip += R * M) {
-        const view w = view_of(c, s, n);
-        lanes sum[R][2], curve[R][2];
-        scores(r->k + n * KP, KP, r->columns, w, sum);
-        finish_scores(c, sum, capped ? curve[0] : NULL);
-        if (w.masked)
-            for (int i = 0; i < R; i++)
-                for (int j = w.from; j < 2; j++) sum[i][j] = pick(seen(c, s, n + i, j), sum[i][j], all(-INFINITY));
-        if (w.from == 0)
-#pragma GCC unroll 8
-            for (int i = 0; i < R; i++) {
-                top[0] = larger(sum[i][0], top[0]);
-                *(lanes *)(strip + i * M) = sum[i][0];
-            }
-        if (w.to == 2)
-#pragma GCC unroll 8
-            for (int i = 0; i < R; i++) {
-                top[1] = larger(sum[i][1], top[1]);
-                *(lanes *)(strip + i * M + L) = sum[i][1];
-            }
-    }
+APART void gather_fp32(const attention *c, const piece *p, const sight *s, const float *strip, const float *rows,
+                       const float *factor, void *to, int64_t at, int64_t row) {
+    gather(c, p, s, strip, rows, factor, to, at, row, 0);
+}
+APART void gather_pairs(const attention *c, const piece *p, const sight *s, const float *strip, const float *rows,
+                        const float *factor, void *to, int64_t at, int64_t row) {
+    gather(c, p, s, strip, rows, factor, to, at, row, 1);
 }
 
-APART void score_plain(const attention *c, const sight *s, const room *r, float *strip, lanes top[2]) {
+/* Products of a block of queries with all keys, with a soft cap their tanh; -inf where none is seen. The largest of
+ * each query. */
+INLINE void score(const attention *c, const sight *s, const room *r, float *strip, lanes top[2], const int pairs) {
+    const int64_t depth = depth_of(c, pairs), W = width_of(c, pairs);
+    lanes first = all(-INFINITY), second = all(-INFINITY);
+    for (int64_t n = s->begin; n < s->end; n += R, strip += R * M) {
+        const view w = view_of(c, s, n);
+        const float *rows = r->k + n * W;
+        lanes *to = (lanes *)strip;
+        if (w.from == 0 && w.to == 2 && !w.masked && depth <= DEPTH && !c->softcap) {
+            lanes sum[R][2];
+            clear(sum);
+            multiply(pairs, 2, depth, rows, W, 1, r->columns, M, sum);
+#pragma GCC unroll 8
+            for (int i = 0; i < R; i++) {
+                first = larger(to[2 * i] = sum[i][0], first);
+                second = larger(to[2 * i + 1] = sum[i][1], second);
+            }
+            continue;
+        }
+        (pairs ? scores_pairs : scores_fp32)(c, rows, r->columns, w, (lanes (*)[2])to);
+        if (c->softcap) bend((lanes (*)[2])to, c->scale / c->softcap);
+        for (int i = 0; i < R; i++)
+            for (int j = w.from; j < w.to; j++) {
+                if (w.masked) to[2 * i + j] = pick(seen(c, s, n + i, j), to[2 * i + j], all(-INFINITY));
+                if (j) second = larger(to[2 * i + 1], second);
+                else first = larger(to[2 * i], first);
+            }
+    }
+    top[0] = first;
+    top[1] = second;
+}
+
+APART void score_fp32(const attention *c, const sight *s, const room *r, float *strip, lanes top[2]) {
     score(c, s, r, strip, top, 0);
 }
-APART void score_capped(const attention *c, const sight *s, const room *r, float *strip, lanes top[2]) {
+APART void score_pairs(const attention *c, const sight *s, const room *r, float *strip, lanes top[2]) {
     score(c, s, r, strip, top, 1);
 }
 
-/* exp(z - top) in place of z for a tile's vector of queries; their sums, which are added tile by tile. */
-INLINE lanes weights_of(float *z, lanes top) {
-    lanes sum = {0};
+/* 2^(unit x - top) in place of x for a tile's vector of queries, pairs of keys in the first half of its rows; their
+ * sums, which are added tile by tile. */
+INLINE lanes weights_of(const float *x, float *to, lanes unit, lanes top, const int pairs) {
+    lanes e[R], sum = {0};
 #pragma GCC unroll 8
-    for (int i = 0; i < R; i++) sum += *(lanes *)(z + i * M) = exp_of(*(lanes *)(z + i * M) - top);
+    for (int i = 0; i < R; i++) sum += e[i] = power_of(*(const lanes *)(x + i * M) * unit - top);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i += pairs ? 2 : 1)
+        *(lanes *)(to + (pairs ? i / 2 : i) * M) = pairs ? paired(e[i], e[i + 1]) : e[i];
     return sum;
 }
 
-APART void weights(const attention *c, const sight *s, float *strip, lanes first, lanes second, lanes total[2]) {
-    total[0] = total[1] = (lanes){0};
-    for (int64_t n = s->begin; n < s->end; n += R, strip += R * M) {
+INLINE void weights(const attention *c, const sight *s, float *strip, const lanes top[2], lanes total[2],
+                    const int pairs) {
+    const lanes unit = all(fabsf(unit_of(c))), first = top[0] * unit, second = top[1] * unit;
+    lanes one = {0}, other = {0};
+    float *to = strip;
+    for (int64_t n = s->begin; n < s->end; n += R, strip += R * M, to += R * M / (pairs ? 2 : 1)) {
         const view w = view_of(c, s, n);
-        if (w.from == 0) total[0] += weights_of(strip, first);
-        if (w.to == 2) total[1] += weights_of(strip + L, second);
+        if (w.from == 0) one += weights_of(strip, to, unit, first, pairs);
+        if (w.to == 2) other += weights_of(strip + L, to + L, unit, second, pairs);
+    }
+    total[0] = one;
+    total[1] = other;
+}
+
+APART void weights_fp32(const attention *c, const sight *s, float *strip, const lanes top[2], lanes total[2]) {
+    weights(c, s, strip, top, total, 0);
+}
+APART void weights_pairs(const attention *c, const sight *s, float *strip, const lanes top[2], lanes total[2]) {
+    weights(c, s, strip, top, total, 1);
+}
+
+/* A block's rows of x as columns, and in `rows` as they are multiplied along positions. */
+static void block_of(const attention *c, const void *x, int64_t at, int64_t x_row, int64_t count, const room *r,
+                     float *rows, float *columns) {
+    const int64_t KP = up(c->K, L), W = width_of(c, pairs_of(c));
+    if (pairs_of(c)) {
+        pack_pairs(element(c, x, at), x_row, count, M, c->K, W, r->raw);
+        transpose(r->raw, W, columns);
+        pair_rows(r->raw, M, W, KP, rows);
+    } else {
+        pack(element(c, x, at), c->half, x_row, count, M, c->K, KP, rows);
+        transpose(rows, KP, columns);
     }
 }
 
 static void forward_block(const attention *c, const piece *p, int64_t head, const room *r, int64_t first) {
-    const int64_t KP = up(c->K, L), at = p->q + first;
+    const int64_t at = p->q + first;
     const sight s = sight_of(c, p, first);
-    pack(c->q + at * c->q_row + head * c->q_head, c->q_row, s.count, M, c->K, KP, r->rows);
-    transpose(r->rows, KP, r->columns);
-    lanes top[2] = {all(-INFINITY), all(-INFINITY)}, total[2];
-    (c->softcap ? score_capped : score_plain)(c, &s, r, r->strips, top);
-    weights(c, &s, r->strips, top[0], top[1], total);
+    block_of(c, c->q, at * c->q_row + head * c->q_head, c->q_row, s.count, r, r->rows, r->columns);
+    if (c->scale < 0 && !c->softcap) /* the largest product is to be that of the largest score */
+        for (int64_t n = 0; n < width_of(c, pairs_of(c)) * M; n++)
+            ((word *)r->columns)[n] ^= pairs_of(c) ? (word)0x80008000 : (word)0x80000000;
+    lanes top[2], total[2];
+    (pairs_of(c) ? score_pairs : score_fp32)(c, &s, r, r->strips, top);
+    (pairs_of(c) ? weights_pairs : weights_fp32)(c, &s, r->strips, top, total);
     float factor[M];
     for (int m = 0; m < s.count; m++) {
         const float sum = total[m / L][m % L];
         factor[m] = 1.0f / sum;
-        c->lse[head * c->positions + at + m] = top[m / L][m % L] + logf(sum);
+        c->lse[head * c->positions + at + m] = top[m / L][m % L] * fabsf(natural_of(c)) + logf(sum);
     }
     for (int64_t m = s.count; m < M; m++) factor[m] = 0.0f;
-    gather(c, p, &s, r->strips, r->v, factor, c->out + (at * c->H + head) * c->K, c->H * c->K);
+    (pairs_of(c) ? gather_pairs : gather_fp32)(c, p, &s, r->strips, r->v, factor, c->out, (at * c->H + head) * c->K,
+                                               c->H * c->K);
 }
 
-static void keys_of(const attention *c, const piece *p, int64_t head, room *r) {
-    const int64_t KP = up(c->K, L), group = head / (c->H / c->Hkv), rows = up(p->keys, R);
-    const int64_t pair = (p - c->pieces) * c->Hkv + group;
+/* Keys and values of a piece, unless they are here. */
+static void keys_of(const attention *c, const piece *p, int64_t head, room *r, int backward) {
+    const int64_t KP = up(c->K, L), W = width_of(c, pairs_of(c)), group = head / (c->H / c->Hkv);
+    const int64_t rows = up(p->keys, R), pair = (p - c->pieces) * c->Hkv + group;
+    const void *k = element(c, c->k, p->k * c->k_row + group * c->k_head);
+    const void *v = element(c, c->v, p->k * c->v_row + group * c->v_head);
     if (r->pair == pair) return;
-    pack(c->k + p->k * c->k_row + group * c->k_head, c->k_row, p->keys, rows, c->K, KP, r->k);
-    pack(c->v + p->k * c->v_row + group * c->v_head, c->v_row, p->keys, rows, c->K, KP, r->v);
     r->pair = pair;
+    if (!pairs_of(c)) {
+        pack(k, c->half, c->k_row, p->keys, rows, c->K, KP, r->k);
+        pack(v, c->half, c->v_row, p->keys, rows, c->K, KP, r->v);
+        return;
+    }
+    pack_pairs(k, c->k_row, p->keys, rows, c->K, W, r->k);
+    pack_pairs(v, c->v_row, p->keys, rows, c->K, W, backward ? r->v : r->dv);
+    if (backward) pair_rows(r->k, rows, W, KP, r->other);
+    else pair_rows(r->dv, rows, W, KP, r->v);
 }
 
 static void forward_task(const attention *c, const piece *p, int64_t head, room *r) {
-    keys_of(c, p, head, r);
+    keys_of(c, p, head, r, 0);
     for (int64_t first = 0; first < p->queries; first += M) forward_block(c, p, head, r, first);
 }
 
-/* Of a block against all its keys: e = exp(z - lse), its sums, dp and the sums of e dp. */
+/* Of a block against all its keys: e = 2^(unit x - lse), its sums, dp and the sums of e dp. */
 INLINE void weigh(const attention *c, const sight *s, const room *r, int block, const lanes lse[2], lanes total[2],
-                  lanes delta[2], const int capped) {
-    const int64_t KP = up(c->K, L), at = block * M * KP;
-    float *p = r->strips + block * r->strip, *dp = p + BLOCKS * r->strip, *curve = dp + BLOCKS * r->strip;
-    for (int64_t n = s->begin; n < s->end; n += R, p += R * M, dp += R * M, curve += R * M) {
+                  lanes delta[2], const int pairs) {
+    const int64_t depth = depth_of(c, pairs), W = width_of(c, pairs), at = block * M * up(c->K, L);
+    const lanes unit = all(unit_of(c)), lse_first = lse[0], lse_second = lse[1];
+    lanes e_first = {0}, e_second = {0}, delta_first = {0}, delta_second = {0};
+    float *p = r->strips + block * r->strip, *q = p + BLOCKS * r->strip, *curve = q + BLOCKS * r->strip;
+    for (int64_t n = s->begin; n < s->end; n += R, p += R * M, q += R * M, curve += R * M) {
         const view w = view_of(c, s, n);
-        lanes sum[R][2];
-        scores(r->k + n * KP, KP, r->columns + at, w, sum);
-        finish_scores(c, sum, capped ? (lanes *)curve : NULL);
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < 2; j++) sum[i][j] = exp_of(sum[i][j] - lse[j]);
-        if (w.masked)
-            for (int i = 0; i < R; i++)
-                for (int j = w.from; j < 2; j++) sum[i][j] = pick(seen(c, s, n + i, j), sum[i][j], (lanes){0});
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < 2; j++) *(lanes *)(p + i * M + j * L) = sum[i][j];
-        scores(r->v + n * KP, KP, r->d_columns + at, w, sum);
-        for (int j = w.from; j < w.to; j++) {
-            lanes e_sum = {0}, product_sum = {0};
+        lanes *e = (lanes *)p, *dp = (lanes *)q, sums[4] = {{0}, {0}, {0}, {0}};
+        if (w.from == 0 && w.to == 2 && !w.masked && depth <= DEPTH && !c->softcap) {
+            lanes sum[R][2];
+            clear(sum);
+            multiply(pairs, 2, depth, r->k + n * W, W, 1, r->columns + at, M, sum);
 #pragma GCC unroll 8
             for (int i = 0; i < R; i++) {
-                const lanes e = *(lanes *)(p + i * M + j * L), x = j ? sum[i][1] : sum[i][0];
-                e_sum += e;
-                product_sum += e * x;
-                *(lanes *)(dp + i * M + j * L) = x;
+                sums[0] += e[2 * i] = power_of(sum[i][0] * unit - lse_first);
+                sums[1] += e[2 * i + 1] = power_of(sum[i][1] * unit - lse_second);
             }
-            total[j] += e_sum;
-            delta[j] += product_sum;
+            clear(sum);
+            multiply(pairs, 2, depth, r->v + n * W, W, 1, r->d_columns + at, M, sum);
+#pragma GCC unroll 8
+            for (int i = 0; i < R; i++) {
+                sums[2] += e[2 * i] * (dp[2 * i] = sum[i][0]);
+                sums[3] += e[2 * i + 1] * (dp[2 * i + 1] = sum[i][1]);
+            }
+        } else {
+            (pairs ? scores_pairs : scores_fp32)(c, r->k + n * W, r->columns + at, w, (lanes (*)[2])e);
+            if (c->softcap) {
+                bend((lanes (*)[2])e, c->scale / c->softcap);
+                memcpy(curve, e, sizeof(lanes[R][2]));
+            }
+            (pairs ? scores_pairs : scores_fp32)(c, r->v + n * W, r->d_columns + at, w, (lanes (*)[2])dp);
+            for (int i = 0; i < R; i++)
+                for (int j = w.from; j < w.to; j++) {
+                    lanes x = power_of(e[2 * i + j] * unit - (j ? lse_second : lse_first));
+                    if (w.masked) x = pick(seen(c, s, n + i, j), x, (lanes){0});
+                    e[2 * i + j] = x;
+                    if (j) sums[1] += x, sums[3] += x * dp[2 * i + 1];
+                    else sums[0] += x, sums[2] += x * dp[2 * i];
+                }
+        }
+        e_first += sums[0];
+        e_second += sums[1];
+        delta_first += sums[2];
+        delta_second += sums[3];
+    }
+    total[0] = e_first;
+    total[1] = e_second;
+    delta[0] = delta_first;
+    delta[1] = delta_second;
+}
+
+APART void weigh_fp32(const attention *c, const sight *s, const room *r, int block, const lanes lse[2],
+                      lanes total[2], lanes delta[2]) {
+    weigh(c, s, r, block, lse, total, delta, 0);
+}
+APART void weigh_pairs(const attention *c, const sight *s, const room *r, int block, const lanes lse[2],
+                       lanes total[2], lanes delta[2]) {
+    weigh(c, s, r, block, lse, total, delta, 1);
+}
+
+/* e and dp of `rows` keys become dz / scale, in fp32 in place of dp. Pairs: p and dz as pairs of queries, in place of e
+ * and dp, and dz as pairs of keys, in place of the tanh. */
+INLINE void slopes(float *e, float *dp, float *curve, int64_t rows, const lanes delta[2], const int capped,
+                   const int pairs) {
+    const lanes first = delta[0], second = delta[1];
+    float *p = e, *dz = dp, *other = curve;
+    for (int64_t n = 0; n < rows; n += 2, e += 2 * M, dp += 2 * M, curve += 2 * M) {
+        lanes x[4], z[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            x[i] = *(const lanes *)(e + i * L);
+            z[i] = x[i] * (*(const lanes *)(dp + i * L) - (i & 1 ? second : first));
+            if (capped) z[i] *= 1.0f - *(const lanes *)(curve + i * L) * *(const lanes *)(curve + i * L);
+        }
+        if (pairs) {
+            *(lanes *)p = rounded(x[0], x[1]), *(lanes *)(p + L) = rounded(x[2], x[3]);
+            *(lanes *)dz = rounded(z[0], z[1]), *(lanes *)(dz + L) = rounded(z[2], z[3]);
+            *(lanes *)other = paired(z[0], z[2]), *(lanes *)(other + L) = paired(z[1], z[3]);
+            p += M, dz += M, other += M;
+        } else {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) *(lanes *)(dp + i * L) = z[i];
         }
     }
 }
 
-APART void weigh_plain(const attention *c, const sight *s, const room *r, int block, const lanes lse[2],
-                       lanes total[2], lanes delta[2]) {
-    weigh(c, s, r, block, lse, total, delta, 0);
+APART void slopes_fp32(float *e, float *dp, float *curve, int64_t rows, const lanes delta[2], int capped) {
+    if (capped) slopes(e, dp, curve, rows, delta, 1, 0);
+    else slopes(e, dp, curve, rows, delta, 0, 0);
 }
-APART void weigh_capped(const attention *c, const sight *s, const room *r, int block, const lanes lse[2],
-                        lanes total[2], lanes delta[2]) {
-    weigh(c, s, r, block, lse, total, delta, 1);
+APART void slopes_pairs(float *e, float *dp, float *curve, int64_t rows, const lanes delta[2], int capped) {
+    if (capped) slopes(e, dp, curve, rows, delta, 1, 1);
+    else slopes(e, dp, curve, rows, delta, 0, 1);
 }
 
 /* p, dz / scale and dq of a block. */
 static void backward_block(const attention *c, const piece *p, int64_t head, const room *r, int block, const sight *s) {
     const int64_t KP = up(c->K, L), at = p->q + s->first, here = block * M * KP, stat = head * c->positions + at;
-    pack(c->q + at * c->q_row + head * c->q_head, c->q_row, s->count, M, c->K, KP, r->rows + here);
-    pack(c->dout + at * c->dout_row + head * c->dout_head, c->dout_row, s->count, M, c->K, KP, r->d_rows + here);
-    transpose(r->rows + here, KP, r->columns + here);
-    transpose(r->d_rows + here, KP, r->d_columns + here);
-    lanes lse[2] = {{0}, {0}}, total[2] = {{0}, {0}}, delta[2] = {{0}, {0}};
-    for (int m = 0; m < s->count; m++) lse[m / L][m % L] = c->lse[stat + m];
-    (c->softcap ? weigh_capped : weigh_plain)(c, s, r, block, lse, total, delta);
+    float *rows = r->rows + here, *d_rows = r->d_rows + here;
+    block_of(c, c->q, at * c->q_row + head * c->q_head, c->q_row, s->count, r, rows, r->columns + here);
+    block_of(c, c->dout, at * c->dout_row + head * c->dout_head, c->dout_row, s->count, r, d_rows, r->d_columns + here);
+    lanes lse[2] = {{0}, {0}}, total[2], delta[2];
+    for (int m = 0; m < s->count; m++) lse[m / L][m % L] = c->lse[stat + m] * (float)LOG2_E;
+    (pairs_of(c) ? weigh_pairs : weigh_fp32)(c, s, r, block, lse, total, delta);
     float factor[M] = {0};
     for (int m = 0; m < s->count; m++) {
         const float whole = 1.0f / total[m / L][m % L];
         delta[m / L][m % L] *= whole;
         if (c->dlse) delta[m / L][m % L] -= c->dlse[stat + m];
         factor[m] = c->scale * whole;
-        for (int64_t k = 0; k < KP; k += L) {
-            *(lanes *)(r->rows + here + m * KP + k) *= all(factor[m]);
-            *(lanes *)(r->d_rows + here + m * KP + k) *= all(whole);
+        for (int64_t k = 0; k < KP && !pairs_of(c); k += L) { /* `whole` is 1 to more digits than bf16 has */
+            *(lanes *)(rows + m * KP + k) *= all(factor[m]);
+            *(lanes *)(d_rows + m * KP + k) *= all(whole);
         }
     }
-    float *strip = r->strips + block * r->strip, *dz = strip + BLOCKS * r->strip, *curve = dz + BLOCKS * r->strip;
-    for (int64_t n = 0; n < (s->end - s->begin) * M; n += M)
-        for (int j = 0; j < (s->count > L ? 2 : 1); j++) {
-            lanes *x = (lanes *)(dz + n + j * L);
-            *x = *(lanes *)(strip + n + j * L) * (*x - delta[j]);
-            if (c->softcap) *x *= 1.0f - *(lanes *)(curve + n + j * L) * *(lanes *)(curve + n + j * L);
-        }
-    gather(c, p, s, dz, r->k, factor, c->dq + (at * c->H + head) * c->K, c->H * c->K);
+    float *e = r->strips + block * r->strip, *dz = e + BLOCKS * r->strip, *curve = dz + BLOCKS * r->strip;
+    (pairs_of(c) ? slopes_pairs : slopes_fp32)(e, dz, curve, s->end - s->begin, delta, c->softcap != 0);
+    (pairs_of(c) ? gather_pairs : gather_fp32)(c, p, s, pairs_of(c) ? curve : dz, pairs_of(c) ? r->other : r->k, factor,
+                                               c->dq, (at * c->H + head) * c->K, c->H * c->K);
 }
 
-/* to[key] += sum over queries of strip[key][m] rows[m], for R keys from n on and the queries of all blocks. */
-INLINE void spread(const attention *c, const sight *s, int blocks, int64_t n, const float *strips, int64_t strip,
-                   const float *rows, float *to) {
-    const int64_t KP = up(c->K, L);
-    for (int64_t k = 0; k < KP; k += 2 * L) {
-        const int vectors = KP - k >= 2 * L ? 2 : 1;
-        lanes sum[R][2];
-        clear(sum);
-        for (int b = 0; b < blocks; b++) {
-            if (n < s[b].begin || n >= s[b].end) continue;
-            const int64_t from = most(0, n - s[b].low);
-            const float *a = strips + b * strip + (n - s[b].begin) * M + from, *right = rows + (b * M + from) * KP + k;
-            if (vectors == 2) multiply(2, s[b].count - from, a, M, 1, right, KP, sum);
-            else multiply(1, s[b].count - from, a, M, 1, right, KP, sum);
-        }
+/* to[key] += sum over queries of strip[key][m] rows[m], for R keys from n on, two vectors of features or one, and the
+ * queries of all blocks. Pairs: strip and rows are pairs of queries. */
+INLINE void spread(const int vectors, int64_t KP, const sight *s, int blocks, int64_t n, const float *strips,
+                   int64_t strip, const float *rows, float *to, const int pairs) {
+    const int64_t unit = pairs ? 2 : 1;
+    lanes sum[R][2];
+    clear(sum);
+    for (int b = 0; b < blocks; b++) {
+        if (n < s[b].begin || n >= s[b].end) continue;
+        const int64_t from = most(0, n - s[b].low) / unit, row = M / unit;
+        const float *a = strips + b * strip + (n - s[b].begin) * row + from, *right = rows + b * M * KP + from * KP;
+        multiply(pairs, vectors, up(s[b].count, unit) / unit - from, a, row, 1, right, KP, sum);
+    }
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < vectors; j++) *(lanes *)(to + i * KP + k + j * L) += sum[i][j];
-    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < vectors; j++) *(lanes *)(to + i * KP + j * L) += sum[i][j];
 }
 
-APART void spread_all(const attention *c, const sight *s, int blocks, const room *r) {
+INLINE void spread_all(const attention *c, const sight *s, int blocks, const room *r, const int pairs) {
     const int64_t KP = up(c->K, L);
-    for (int64_t n = s[0].begin; n < s[blocks - 1].end; n += R) {
-        spread(c, s, blocks, n, r->strips, r->strip, r->d_rows, r->dv + n * KP);
-        spread(c, s, blocks, n, r->strips + BLOCKS * r->strip, r->strip, r->rows, r->dk + n * KP);
+    const float *p = r->strips, *dz = p + BLOCKS * r->strip;
+    for (int64_t n = s[0].begin; n < s[blocks - 1].end; n += R)
+        for (int64_t k = 0; k < KP; k += 2 * L) {
+            float *dk = r->dk + n * KP + k, *dv = r->dv + n * KP + k;
+            if (KP - k >= 2 * L) {
+                spread(2, KP, s, blocks, n, p, r->strip, r->d_rows + k, dv, pairs);
+                spread(2, KP, s, blocks, n, dz, r->strip, r->rows + k, dk, pairs);
+            } else {
+                spread(1, KP, s, blocks, n, p, r->strip, r->d_rows + k, dv, pairs);
+                spread(1, KP, s, blocks, n, dz, r->strip, r->rows + k, dk, pairs);
+            }
+        }
+}
+
+APART void spread_fp32(const attention *c, const sight *s, int blocks, const room *r) {
+    spread_all(c, s, blocks, r, 0);
+}
+APART void spread_pairs(const attention *c, const sight *s, int blocks, const room *r) {
+    spread_all(c, s, blocks, r, 1);
+}
+
+/* Of a group's heads each adds its dk and dv when its turn has come: a count for every piece and key head. */
+static int32_t *turns_of(const attention *c) {
+    room r;
+    return (int32_t *)(c->memory + room_of(c, NULL, &r) * c->threads);
+}
+/* In bf16 they add up here, in fp32: dk and dv, [others, Hkv, K] each. */
+static float *sums_of(const attention *c) {
+    return (float *)((char *)turns_of(c) + up(sizeof(int32_t) * c->count * c->Hkv, LINE));
+}
+
+/* One head's gradient of a piece's keys or values [keys, KP], times `factor`, to what its group adds up to. */
+static void add_up(const attention *c, const piece *p, int64_t head, const float *x, float factor, float *sums, void *to) {
+    const int64_t KP = up(c->K, L), members = c->H / c->Hkv, member = head % members;
+    const int done = c->half && member == members - 1;
+    for (int64_t n = 0; n < p->keys; n++, x += KP) {
+        const int64_t at = ((p->k + n) * c->Hkv + head / members) * c->K;
+        float *sum = sums + at;
+        if (done && member) {
+#pragma omp simd
+            for (int64_t k = 0; k < c->K; k++) ((bf16 *)to)[at + k] = to_bf16(sum[k] + x[k] * factor);
+        } else if (done) {
+#pragma omp simd
+            for (int64_t k = 0; k < c->K; k++) ((bf16 *)to)[at + k] = to_bf16(x[k] * factor);
+        } else if (member) {
+#pragma omp simd
+            for (int64_t k = 0; k < c->K; k++) sum[k] += x[k] * factor;
+        } else {
+#pragma omp simd
+            for (int64_t k = 0; k < c->K; k++) sum[k] = x[k] * factor;
+        }
     }
 }
 
 static void backward_task(const attention *c, const piece *p, int64_t head, room *r, int32_t *turn) {
-    const int64_t KP = up(c->K, L), members = c->H / c->Hkv, group = head / members, member = head % members;
-    keys_of(c, p, head, r);
+    const int64_t KP = up(c->K, L), members = c->H / c->Hkv;
+    keys_of(c, p, head, r, 1);
     memset(r->dk, 0, sizeof(float) * up(p->keys, R) * KP);
     memset(r->dv, 0, sizeof(float) * up(p->keys, R) * KP);
     for (int64_t first = 0; first < p->queries; first += BLOCKS * M) {
@@ -488,30 +529,18 @@ static void backward_task(const attention *c, const piece *p, int64_t head, room
             s[blocks] = sight_of(c, p, first + blocks * M);
             backward_block(c, p, head, r, blocks, &s[blocks]);
         }
-        spread_all(c, s, blocks, r);
+        (pairs_of(c) ? spread_pairs : spread_fp32)(c, s, blocks, r);
     }
-    while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != member) sched_yield();
-    for (int64_t n = 0; n < p->keys; n++) {
-        const int64_t to = ((p->k + n) * c->Hkv + group) * c->K;
-#pragma omp simd
-        for (int64_t k = 0; k < c->K; k++) {
-            const float dk = r->dk[n * KP + k], dv = r->dv[n * KP + k];
-            c->dk[to + k] = member ? c->dk[to + k] + dk : dk;
-            c->dv[to + k] = member ? c->dv[to + k] + dv : dv;
-        }
-    }
-    __atomic_store_n(turn, (int32_t)member + 1, __ATOMIC_RELEASE);
+    float *sums = c->half ? sums_of(c) : NULL;
+    while (__atomic_load_n(turn, __ATOMIC_ACQUIRE) != head % members) sched_yield();
+    add_up(c, p, head, r->dk, pairs_of(c) ? c->scale : 1.0f, sums ? sums : c->dk, c->dk);
+    add_up(c, p, head, r->dv, 1.0f, sums ? sums + c->others * c->Hkv * c->K : c->dv, c->dv);
+    __atomic_store_n(turn, (int32_t)(head % members + 1), __ATOMIC_RELEASE);
 }
 
 static int longer(const void *a, const void *b) {
     const piece *x = a, *y = b;
     return x->keys != y->keys ? (x->keys < y->keys ? 1 : -1) : (x->q > y->q) - (x->q < y->q);
-}
-
-/* Of a group's heads each adds its dk and dv when its turn has come: a count for every piece and key head. */
-static int32_t *turns_of(const attention *c) {
-    room r;
-    return (int32_t *)(c->memory + room_of(c, NULL, &r) * c->threads);
 }
 
 /* The pieces of B rows of T queries and S keys, the longest first; edges [documents + 1] where documents cut them, else
@@ -527,8 +556,9 @@ int64_t attention_plan(attention *c, const int32_t *edges, int64_t documents, in
     qsort(c->pieces, c->count, sizeof(piece), longer);
     c->longest = c->count ? c->pieces[0].keys : 0;
     c->threads = (int)most(1, least(c->threads, c->count * c->H));
-    room r;
-    return room_of(c, NULL, &r) * c->threads + sizeof(int32_t) * c->count * c->Hkv;
+    const int64_t sums = c->half && c->H > c->Hkv ? 2 * sizeof(float) * c->others * c->Hkv * c->K : 0;
+    c->memory = NULL;
+    return (char *)sums_of(c) - c->memory + sums;
 }
 
 /* Tasks are handed out in order: who waits for a turn waits for one that runs. */

@@ -1,4 +1,4 @@
-"""Attention in C, as operators that are opaque to torch.compile. fp32 on a CPU.
+"""Attention in C, as operators that are opaque to torch.compile. fp32 and bf16 on a CPU.
 
 Letters: P positions of B rows of T queries, S keys of a row, H query heads, Hkv key heads, K head width, N documents.
 """
@@ -24,13 +24,13 @@ class _Attention(ctypes.Structure):
     """`attention` of native.c."""
 
     _fields_ = [
-        *((name, LONGS) for name in ("positions", "H", "Hkv", "K")),
+        *((name, LONGS) for name in ("positions", "others", "H", "Hkv", "K")),
         *((name, POINTERS) for name in ("q", "k", "v", "dout")),
         *((f"{name}_{axis}", LONGS) for name in ("q", "k", "v", "dout") for axis in ("row", "head")),
         *((name, POINTERS) for name in ("out", "lse", "dlse", "dq", "dk", "dv")),
         *((name, FLOATS) for name in ("scale", "softcap")),
         *(("window", LONGS), ("pieces", POINTERS), ("count", LONGS), ("longest", LONGS)),
-        *(("memory", POINTERS), ("threads", ctypes.c_int)),
+        *(("memory", POINTERS), ("threads", ctypes.c_int), ("half", ctypes.c_int)),
     ]
 
 
@@ -56,8 +56,8 @@ def reasons(problem: Problem) -> list[str]:
     why = []
     if problem.device.type != "cpu":
         why.append(f"needs a CPU tensor, got one on {problem.device}")
-    if problem.dtype != torch.float32:
-        why.append(f"needs float32, got {str(problem.dtype).removeprefix('torch.')}")
+    if problem.dtype not in (torch.float32, torch.bfloat16):
+        why.append(f"needs float32 or bfloat16, got {str(problem.dtype).removeprefix('torch.')}")
     return why or [reason.splitlines()[0] for reason in [native.why_not("attention")] if reason]
 
 
@@ -72,10 +72,12 @@ def _run(
     """inputs are [., heads, K] with adjoining features; others are contiguous. sizes: T, S; options: scale, window,
     softcap."""
     (P, H, K), (T, S), (scale, window, softcap) = inputs["q"].shape, sizes, options
+    keys, Hkv = inputs["k"].shape[:2]
     documents = 0 if cu_seqlens is None else len(cu_seqlens) - 1
     pieces = torch.empty(documents + P // T, PIECE_NUMBERS, dtype=torch.int64)
     work = _Attention(
-        **dict(positions=P, H=H, Hkv=inputs["k"].shape[1], K=K, pieces=pieces.data_ptr()),
+        **dict(positions=P, others=keys, H=H, Hkv=Hkv, K=K, pieces=pieces.data_ptr()),
+        half=inputs["q"].dtype == torch.bfloat16,
         **dict(scale=scale, window=window or 0, softcap=softcap or 0.0, threads=torch.get_num_threads()),
         **{name: x.data_ptr() for name, x in (inputs | others).items() if x is not None},
         **{f"{name}_row": x.stride(0) for name, x in inputs.items()},
@@ -100,7 +102,7 @@ def operator(
 ) -> tuple[Tensor, Tensor]:
     """out [P, H, K] and lse [H, P] of q [P, H, K], k and v [., Hkv, K]."""
     P, H, K = q.shape
-    out, lse = q.new_empty(P, H, K), q.new_empty(H, P)
+    out, lse = q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
     given: dict[str, Tensor | None] = {"out": out, "lse": lse}
     _run("attention_forward", {"q": q, "k": k, "v": v}, given, cu_seqlens, (T, S), (scale, window, softcap))
     return out, lse
@@ -109,7 +111,7 @@ def operator(
 @operator.register_fake
 def _(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     P, H, K = q.shape
-    return q.new_empty(P, H, K), q.new_empty(H, P)
+    return q.new_empty(P, H, K), q.new_empty(H, P, dtype=torch.float32)
 
 
 @torch.library.custom_op("hotplate::attention_native_backward", mutates_args=())

@@ -68,8 +68,8 @@ def attention(
     window W >= 1: a query sees the last W of those keys, its own included. softcap c > 0: s becomes c tanh(s / c).
     Returns [B, T, H, K] in the dtype of q, and with return_lse log(sum(exp(s))) [B, H, T] in fp32 (fp64). Softmax in
     fp32 (fp64). Gradients to q, k and v, through lse too.
-    impl: auto, triton (fp32, bf16, fp16; K <= 256), native (C on a CPU; fp32), flash, fa3, fa4, varlen, cudnn, flex,
-    xformers, eager or reference; auto is a table (choice.py), a name never falls back.
+    impl: auto, triton (fp32, bf16, fp16; K <= 256), native (C on a CPU; fp32, bf16), flash, fa3, fa4, varlen, cudnn,
+    flex, xformers, eager or reference; auto is a table (choice.py), a name never falls back.
     Flops: 2 B H T S K forward and 5 B H T S K backward when T == S (half of the square is masked).
     ValueError on any other shape, dtype or impl, on what the named impl cannot serve, and on CPU also on unordered
     cu_seqlens: a GPU is not stopped to look at the values.
