@@ -56,14 +56,14 @@ def padded(side: int, tile: int) -> int:
 
 
 def configuration(matrices: int, S: int, device: torch.device) -> Configuration:
-    """The largest tile that pads S little and gives every processor a program; where there is none, the smallest tile:
-    larger ones read less, but a matrix alone has few of them."""
+    """The largest tile that pads S little and gives every other processor a program of a symmetric product; where there
+    is none, the smallest: larger tiles read less, but a matrix alone has few of them."""
     arch, processors = device_facts(device)
     cuts = shipped()[arch]
     least = padded(S, cuts[-1].tile)
     for cut in cuts:
         n = padded(S, cut.tile) // cut.tile
-        if n * cut.tile <= MOST_PADDING * least and matrices * n * (n + 1) // 2 >= processors:
+        if n * cut.tile <= MOST_PADDING * least and matrices * n * (n + 1) >= processors:
             return cut
     return cuts[-1]
 
