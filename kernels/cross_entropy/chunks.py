@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.cross_entropy.reference import Loss
-from hotplate.kernels.product import multiply
+from hotplate.kernels.product import multiply, takes_halves
 
 # A form is a module with `rows`; triton's is imported when it is asked for.
 MODULES = {
@@ -26,20 +26,23 @@ WHOLE_LINES = 16  # a GPU's logit rows start at multiples of so many values: odd
 class Products:
     """x W^T and its two transposes with sums in the wide dtype.
 
-    A GPU multiplies 16-bit operands and sums in fp32, which its matrix units do at full speed. A CPU would
-    round the result to 16 bits, so there the operands are widened instead, the weight once for all chunks.
+    A GPU multiplies 16-bit operands and sums in fp32, which its matrix units do at full speed, and so does our product in
+    C on processors that can. Torch's on a CPU would round the result to 16 bits, so elsewhere the operands are widened
+    instead, the weight once for all chunks.
     """
 
     def __init__(self, weight: Tensor):
         self.wide = state_dtype(weight.dtype)
-        self.mixed = weight.device.type != "cpu" and weight.dtype != self.wide
+        self.device = weight.device.type
+        self.mixed = weight.dtype != self.wide and (self.device != "cpu" or takes_halves(weight.dtype))
         self.operand = weight.dtype if self.mixed else self.wide
         self.weight = weight.to(self.operand)
 
     def _mm(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        if self.mixed:
-            return torch.mm(left.to(self.operand), right.to(self.operand), out_dtype=self.wide, out=out)
-        return multiply(left, right, left.new_empty(left.shape[0], right.shape[1]) if out is None else out)
+        left, right = left.to(self.operand), right.to(self.operand)
+        if self.mixed and self.device != "cpu":
+            return torch.mm(left, right, out_dtype=self.wide, out=out)
+        return multiply(left, right, left.new_empty(len(left), right.shape[1], dtype=self.wide) if out is None else out)
 
     def logits(self, x: Tensor, out: Tensor) -> Tensor:
         return self._mm(x, self.weight.T, out)
@@ -50,10 +53,10 @@ class Products:
     def add_dweight(self, total: Tensor, dlogits: Tensor, x: Tensor, first: bool) -> None:
         if first:
             self._mm(dlogits.T, x, total)
-        elif self.mixed:
-            total += self._mm(dlogits.T, x)
+        elif self.device == "cpu":
+            multiply(dlogits.T.to(self.operand), x, total, add=True)
         else:
-            multiply(dlogits.T, x, total, add=True)
+            total += self._mm(dlogits.T, x)
 
 
 def _buffer(products: Products, x: Tensor, V: int, chunk_bytes: int) -> Tensor:

@@ -79,15 +79,34 @@ APART float exponentials(float *row, int64_t V, float base) {
     return sum;
 }
 
-/* x factor - rest. */
-APART void finish(float *row, int64_t V, float factor, float rest) {
-    for (int64_t n = 0; n < V; n++) row[n] = row[n] * factor - rest;
+/* (x factor - rest) slope, the last unless NULL. `half`: as bf16 from the start of the row on, behind what was read. */
+INLINE void finish(float *row, int64_t V, float factor, float rest, const float *slope, int half) {
+    for (int64_t n = 0; n < V; n += W) {
+        const int64_t here = n + W <= V ? W : V - n;
+        float x[W] = {0};
+        memcpy(x, row + n, sizeof(float) * here);
+        COLUMNS x[j] = x[j] * factor - rest;
+        if (slope) COLUMNS x[j] *= slope[n + j];
+        if (half) {
+            bf16 rounded[W];
+            COLUMNS rounded[j] = to_bf16(x[j]);
+            memcpy((char *)row + sizeof(bf16) * n, rounded, sizeof(bf16) * here);
+        } else {
+            memcpy(row + n, x, sizeof(float) * here);
+        }
+    }
+}
+APART void finish_fp32(float *row, int64_t V, float factor, float rest, const float *slope) {
+    finish(row, V, factor, rest, slope, 0);
+}
+APART void finish_bf16(float *row, int64_t V, float factor, float rest, const float *slope) {
+    finish(row, V, factor, rest, slope, 1);
 }
 
-/* Fills losses and lse [C], unless lse is known; where there are factors [C], logits become the gradient. `slopes`: a
- * row of floats per thread, V rounded up to W, where there is a cap. */
+/* Fills losses and lse [C], unless lse is known; where there are factors [C], logits become the gradient, with `half` in
+ * bf16 at the start of their rows. `slopes`: a row of floats per thread, V rounded up to W, where there is a cap. */
 void loss_rows(float *logits, int64_t C, int64_t V, int64_t stride, const int64_t *targets, const float *factors,
-               float *losses, float *lse, int known, const Loss *of, float *slopes, int threads) {
+               float *losses, float *lse, int known, const Loss *of, float *slopes, int half, int threads) {
     const Loss loss = *of;
     const int64_t wide = (V + W - 1) / W * W;
 #pragma omp parallel num_threads(threads)
@@ -111,11 +130,11 @@ void loss_rows(float *logits, int64_t C, int64_t V, int64_t stride, const int64_
                 share = (1.0f + 2.0f * loss.z * normaliser) / total;
             }
             if (!factors) continue;
-            const float factor = factors[c] * loss.scale;
-            finish(row, V, factor * share, factor * (loss.smoothing / V));
-            row[target] -= factor * (1.0f - loss.smoothing);
-            if (loss.cap)
-                for (int64_t n = 0; n < V; n++) row[n] *= slope[n];
+            const float factor = factors[c] * loss.scale, rest = factor * (loss.smoothing / V);
+            float of_target = row[target] * (factor * share) - rest - factor * (1.0f - loss.smoothing);
+            if (loss.cap) of_target *= slope[target];
+            (half ? finish_bf16 : finish_fp32)(row, V, factor * share, rest, slope);
+            put(row, target, of_target, half);
         }
     }
 }

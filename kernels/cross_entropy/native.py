@@ -1,4 +1,4 @@
-"""Loss and gradient of a chunk's logits in C, in one pass over every row; fp32 on a CPU."""
+"""Loss and gradient of a chunk's fp32 logits in C, row by row in cache, on a CPU."""
 
 import ctypes
 
@@ -28,10 +28,10 @@ def rows(
     loss: Loss,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Fills losses and lse [C], unless lse is known; where there are factors [C], logits [C, V] become the gradient.
-
-    dtype, the products' operand, is for forms that write another buffer.
+    """Fills losses and lse [C], unless lse is known; where there are factors [C], returns the gradient [C, V] of `dtype`
+    (fp32 or bf16), in the memory of the logits.
     """
+    half = dtype == torch.bfloat16 and factors is not None
     library, threads = native.load("cross_entropy"), torch.get_num_threads()
     assert library is not None, "op.py asks for native code only where it was built"
     C, V = logits.shape
@@ -46,6 +46,7 @@ def rows(
         ctypes.c_int(known),
         ctypes.byref(_Loss(loss.scale, loss.cap, loss.smoothing, loss.z)),
         address(slopes),
+        ctypes.c_int(half),
         ctypes.c_int(threads),
     )
-    return logits
+    return logits.view(dtype)[:, :V] if half else logits

@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from hotplate.kernels.checks import want
+from hotplate.kernels.checks import state_dtype, want
 from hotplate.kernels.launch import choose_impl
 
 PRODUCT_IMPLS = ("auto", "eager", "native")
@@ -16,10 +16,12 @@ SMALLEST = 1 << 20
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, impl: str = "auto") -> Tensor:
     """out = left right, or out += left right with `add`; returns out. For other rooms: no gradient.
 
-    left [M, K], right [K, N] and out [M, N] of one dtype; out's last axis is contiguous, and shares no memory with the
-    others. impl as in linear, without reference.
+    left [M, K] and right [K, N] of one dtype, out [M, N] of the state dtype that belongs to it (fp32 for 16 bits); out's
+    last axis is contiguous, and shares no memory with the others. Sums are of out's dtype.
+    impl as in linear, without reference; native also takes bf16 operands, on processors that multiply them.
     """
-    impl = choose("multiply", impl, left, left.numel() * right.shape[-1], PRODUCT_IMPLS)
+    halves = left.dtype == torch.bfloat16 and takes_halves(left.dtype)
+    impl = choose("multiply", impl, left, left.numel() * right.shape[-1], PRODUCT_IMPLS, halves)
     want(
         "multiply",
         left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0],
@@ -34,25 +36,38 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, imp
         f"{list(out.shape)} with strides {out.stride()}",
         "allocate it so",
     )
+    wide = state_dtype(left.dtype)
+    want("multiply", out.dtype == wide, f"out of {wide}", str(out.dtype), "a product is rounded by who asks for it")
     if impl == "eager":
+        left, right = left.to(wide), right.to(wide)
         return out.addmm_(left, right) if add else torch.mm(left, right, out=out)
-    want_alike("multiply", left, right, out)
+    want_alike("multiply", left, right)
     return importlib.import_module("hotplate.kernels.product.native").multiply(left, right, out, add=add)
 
 
-def choose(room: str, impl: str, x: Tensor, multiplications: int, known: tuple[str, ...]) -> str:
-    """choose_impl, but for what was measured; `multiplications` of the whole product."""
+def choose(
+    room: str, impl: str, x: Tensor, multiplications: int, known: tuple[str, ...], halves: bool = False
+) -> str:
+    """choose_impl, but for what was measured; `multiplications` of the whole product, `halves`: bf16 is served too."""
+    served = (torch.float32, torch.bfloat16) if halves else (torch.float32,)
+    fits = x.device.type == "cpu" and x.dtype in served
     if impl == "auto":
-        fp32 = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not fp32 or multiplications < SMALLEST or choose_impl("product", "auto", x, known) != "native":
+        fits = fits and not torch.is_autocast_enabled("cpu")
+        if not fits or multiplications < SMALLEST or choose_impl("product", "auto", x, known) != "native":
             return "eager"
         return "native" if _pays() else "eager"
     if impl == "native":
-        fits = x.device.type == "cpu" and x.dtype == torch.float32
-        want(room, fits, "a CPU tensor of float32 with impl='native'", f"{x.dtype} on {x.device}", "use impl='eager'")
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in served)
+        want(room, fits, f"a CPU tensor of {names} with impl='native'", f"{x.dtype} on {x.device}", "use impl='eager'")
         choose_impl("product", "native", x, known)
         return "native"
     return choose_impl(room, impl, x, known)
+
+
+@torch.compiler.assume_constant_result
+def takes_halves(dtype: torch.dtype) -> bool:
+    """Whether products of operands of this 16-bit dtype on a CPU take half the time of fp32's, with fp32 sums."""
+    return dtype == torch.bfloat16 and importlib.import_module("hotplate.kernels.product.native").takes_halves()
 
 
 @torch.compiler.assume_constant_result

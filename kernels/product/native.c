@@ -1,15 +1,25 @@
-/* C = A B, C += A B or C = A B + bias in fp32 on a CPU, for operands of any strides.
+/* C = A B, C += A B or C = A B + bias on a CPU, for operands of any strides. C is fp32; A and B are fp32, or bf16 where the
+ * processor multiplies pairs of them (AVX512_BF16).
  *
  * Letters: M, N, K: C is [M, N], A [M, K], B [K, N]; L lanes of a vector; R rows and S columns of C in registers.
  * The classic form (Goto & van de Geijn 2008; van Zee & van de Geijn 2015): blocks of A and B are copied into panels, R
  * rows or S columns wide and K-major, so that the innermost loop reads both from start to end and keeps R x S sums in
  * registers: per step S / L loads, R broadcasts and R S / L fused products. An element's sum runs over K in chains of
  * CHAIN products, each in order, whatever the strides and the number of threads: results are bitwise the same. A block is
- * DEPTH deep, so that C is read and written again half as often as chains would ask for.
+ * DEPTH deep, so that C is read and written again half as often as chains would ask for. Panels lie a line further apart
+ * than they are long: at a power of two, the panels of a block would share few sets of a cache while they are filled.
+ * Two bf16 that follow each other along K are a word of a panel, as an fp32 is; K counts words then, an odd last value
+ * stands beside a 0, and a fused product adds the two products of a pair.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+typedef uint16_t bf16;
+typedef uint32_t word __attribute__((may_alias)); /* of a panel */
 
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline))
@@ -21,22 +31,34 @@ enum { L = 8, R = 6 };
 #else
 enum { L = 4, R = 8 };
 #endif
-enum { S = 2 * L, CHAIN = 512, DEPTH = 2 * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
+enum { S = 2 * L, CHAIN = 512, DEPTH = 2 * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64, GAP = LINE / sizeof(word) };
 
 typedef float lanes __attribute__((vector_size(sizeof(float) * L)));
 typedef float loose __attribute__((vector_size(sizeof(float) * L), aligned(4), may_alias));
 
+typedef word loose_word __attribute__((aligned(2)));
+
 typedef struct {
     int64_t M, N, K;
-    const float *A;
+    const void *A; /* strides count elements */
     int64_t A_row, A_column;
-    const float *B;
+    const void *B;
     int64_t B_row, B_column;
     float *C;
     int64_t C_row;
     const float *bias; /* [N] or NULL */
     int add;           /* C += */
+    int half;          /* A and B are bf16 */
 } product;
+
+/* 1 where bf16 operands are served. */
+int product_of_halves(void) {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 /* 1 where it was measured to be faster than torch's library (kernels/linear/README.md). */
 int product_pays(void) {
@@ -49,9 +71,9 @@ int product_pays(void) {
 }
 
 #if defined(__AVX512F__)
-/* The rows of x, `row` apart, become columns: 8 x 8 at a time. */
-typedef float eight __attribute__((vector_size(32)));
-typedef float loose_eight __attribute__((vector_size(32), aligned(4), may_alias));
+/* The rows of x, `row` bytes apart, become columns: 8 x 8 words at a time. */
+typedef word eight __attribute__((vector_size(32)));
+typedef word loose_eight __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int32_t eight_places __attribute__((vector_size(32)));
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -59,7 +81,7 @@ typedef int32_t eight_places __attribute__((vector_size(32)));
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (eight_places){__VA_ARGS__})
 #endif
 
-INLINE void transpose_8x8(const float *x, int64_t row, float *out, int64_t out_row) {
+INLINE void transpose_8x8(const char *x, int64_t row, word *out, int64_t out_row) {
     eight r[8], t[8];
     for (int i = 0; i < 8; i++) r[i] = *(const loose_eight *)(x + i * row);
     for (int i = 0; i < 8; i += 2) {
@@ -78,42 +100,80 @@ INLINE void transpose_8x8(const float *x, int64_t row, float *out, int64_t out_r
 }
 #endif
 
-/* Panels of `wide` rows of x [rows, depth], depth-major: out[panel][k][row]; what lacks in the last panel is 0. */
-INLINE void pack(const float *x, int64_t row, int64_t column, int64_t rows, int64_t depth, int wide, float *out) {
+/* Word k of a row: an fp32, or a pair of bf16, of which the second may be beyond the end. */
+INLINE word word_of(const char *x, int64_t column, int64_t k, int64_t K, int half) {
+    if (!half) return *(const loose_word *)(x + 4 * k * column);
+    const bf16 *at = (const bf16 *)x + 2 * k * column;
+    return at[0] | (2 * k + 1 < K ? (word)at[column] << 16 : 0);
+}
+
+/* Panels of `wide` rows of x [rows, K], of which `depth` words from `from` on, depth-major: out[panel][k][row]; what lacks
+ * in the last panel is 0. */
+INLINE void pack(const char *x, int64_t row, int64_t column, int64_t rows, int64_t K, int64_t from, int64_t depth, int wide,
+                 word *out, int half) {
+    const int64_t pitch = wide * depth + GAP, size = half ? 2 : 4, end = from + depth;
     int64_t first = 0;
     if (row == 1) { /* all panels of a k before the next: what lies side by side is read at once, pages are few */
         first = rows / wide * wide;
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t i = 0; i < first; i += wide)
-                memcpy(out + i * depth + k * wide, x + i + k * column, sizeof(float) * wide);
+        for (int64_t k = from; k < end; k++) {
+            word *to = out + (k - from) * wide;
+            if (!half) {
+                const char *at = x + 4 * k * column;
+                for (int64_t i = 0; i < first; i += wide, to += pitch) memcpy(to, at + 4 * i, 4 * wide);
+            } else if (2 * k + 1 < K) {
+                const bf16 *low = (const bf16 *)x + 2 * k * column, *high = low + column;
+                for (int64_t i = 0; i < first; i += wide, to += pitch)
+#pragma GCC unroll 32
+                    for (int n = 0; n < wide; n++) to[n] = low[i + n] | (word)high[i + n] << 16;
+            } else {
+                const bf16 *low = (const bf16 *)x + 2 * k * column;
+                for (int64_t i = 0; i < first; i += wide, to += pitch)
+                    for (int n = 0; n < wide; n++) to[n] = low[i + n];
+            }
+        }
     }
-    for (x += first * row, out += first * depth; first < rows; first += wide, x += wide * row, out += wide * depth) {
+    for (x += first * row * size, out += first / wide * pitch; first < rows;
+         first += wide, x += wide * row * size, out += pitch) {
         const int64_t here = rows - first < wide ? rows - first : wide;
-        int64_t k = 0;
-        if (here < wide) memset(out, 0, sizeof(float) * wide * depth);
+        int64_t k = from;
+        if (here < wide) memset(out, 0, sizeof(word) * wide * depth);
 #if defined(__AVX512F__)
         if (here == wide && column == 1)
-            for (; k + 8 <= depth; k += 8)
-                for (int i = 0; i < wide; i += 8) transpose_8x8(x + i * row + k, row, out + k * wide + i, wide);
+            for (; k + 8 <= end && (!half || 2 * (k + 8) <= K); k += 8)
+                for (int i = 0; i < wide; i += 8)
+                    transpose_8x8(x + i * row * size + 4 * k, row * size, out + (k - from) * wide + i, wide);
 #endif
-        for (; k < depth; k++)
-            for (int64_t i = 0; i < here; i++) out[k * wide + i] = x[i * row + k * column];
+        for (; k < end; k++)
+            for (int64_t i = 0; i < here; i++)
+                out[(k - from) * wide + i] = word_of(x + i * row * size, column, k, K, half);
     }
 }
-APART void pack_rows(const product *p, int64_t i, int64_t k, int64_t rows, int64_t depth, float *out) {
-    pack(p->A + i * p->A_row + k * p->A_column, p->A_row, p->A_column, rows, depth, R, out);
+APART void pack_rows(const product *p, int64_t i, int64_t k, int64_t rows, int64_t depth, word *out) {
+    const char *x = (const char *)p->A + i * p->A_row * (p->half ? 2 : 4);
+    if (p->half) pack(x, p->A_row, p->A_column, rows, p->K, k, depth, R, out, 1);
+    else pack(x, p->A_row, p->A_column, rows, p->K, k, depth, R, out, 0);
 }
-APART void pack_columns(const product *p, int64_t k, int64_t j, int64_t columns, int64_t depth, float *out) {
-    pack(p->B + k * p->B_row + j * p->B_column, p->B_column, p->B_row, columns, depth, S, out);
+APART void pack_columns(const product *p, int64_t k, int64_t j, int64_t columns, int64_t depth, word *out) {
+    const char *x = (const char *)p->B + j * p->B_column * (p->half ? 2 : 4);
+    if (p->half) pack(x, p->B_column, p->B_row, columns, p->K, k, depth, S, out, 1);
+    else pack(x, p->B_column, p->B_row, columns, p->K, k, depth, S, out, 0);
+}
+
+/* sum + a b, a word of A by L words of B. */
+INLINE lanes fused(lanes sum, const word *a, lanes b, int half) {
+#if defined(__AVX512BF16__)
+    if (half) return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)*a), (__m512bh)b);
+#endif
+    return sum + (*(const float *)a - (lanes){0}) * b;
 }
 
 /* Sums of R x S elements of C from a panel of each operand; `add`: on top of what is there, else on top of `bias`. */
-APART void tile(int64_t depth, const float *restrict a, const float *restrict b, float *restrict c, int64_t row, int add,
-                const float *restrict bias) {
+INLINE void tile_of(int64_t depth, const word *restrict a, const word *restrict b, float *restrict c, int64_t row, int add,
+                    const float *restrict bias, int half) {
     lanes total[R][2];
     for (int i = 0; i < R; i++) __builtin_prefetch(c + i * row, 1), __builtin_prefetch(c + i * row + S - 1, 1);
     for (int64_t done = 0; done < depth; done += CHAIN) {
-        const float *end = a + R * (depth - done < CHAIN ? depth - done : CHAIN);
+        const word *end = a + R * (depth - done < CHAIN ? depth - done : CHAIN);
         lanes sum[R][2];
         for (int i = 0; i < R; i++) sum[i][0] = sum[i][1] = (lanes){0};
         for (; a < end; a += R, b += S) {
@@ -122,9 +182,8 @@ APART void tile(int64_t depth, const float *restrict a, const float *restrict b,
             __builtin_prefetch(b + 8 * S + L);
 #pragma GCC unroll 8
             for (int i = 0; i < R; i++) {
-                const lanes factor = a[i] - (lanes){0};
-                sum[i][0] += factor * left;
-                sum[i][1] += factor * right;
+                sum[i][0] = fused(sum[i][0], a + i, left, half);
+                sum[i][1] = fused(sum[i][1], a + i, right, half);
             }
         }
         for (int i = 0; i < R; i++) {
@@ -141,9 +200,17 @@ APART void tile(int64_t depth, const float *restrict a, const float *restrict b,
     }
 }
 
+APART void tile(int64_t depth, const word *a, const word *b, float *c, int64_t row, int add, const float *bias) {
+    tile_of(depth, a, b, c, row, add, bias, 0);
+}
+APART void tile_of_halves(int64_t depth, const word *a, const word *b, float *c, int64_t row, int add, const float *bias) {
+    tile_of(depth, a, b, c, row, add, bias, 1);
+}
+typedef void tiler(int64_t, const word *, const word *, float *, int64_t, int, const float *);
+
 /* The same for fewer rows or columns than a tile has. */
-APART void edge(int64_t depth, const float *a, const float *b, float *c, int64_t row, int add, const float *bias,
-                int64_t rows, int64_t columns) {
+APART void edge(tiler *tile, int64_t depth, const word *a, const word *b, float *c, int64_t row, int add,
+                const float *bias, int64_t rows, int64_t columns) {
     float whole[R * S] __attribute__((aligned(LINE)));
     tile(depth, a, b, whole, S, 0, NULL);
     for (int64_t i = 0; i < rows; i++)
@@ -156,24 +223,26 @@ APART void edge(int64_t depth, const float *a, const float *b, float *c, int64_t
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Rows [top, bottom) and columns [left, right) of C, by one thread. */
-static void block(const product *p, int64_t top, int64_t bottom, int64_t left, int64_t right, float *panels) {
-    float *rows = panels, *columns = panels + ROWS * DEPTH;
+static void block(const product *p, int64_t top, int64_t bottom, int64_t left, int64_t right, word *panels) {
+    tiler *const whole = p->half ? tile_of_halves : tile;
+    const int64_t words = p->half ? (p->K + 1) / 2 : p->K;
+    word *rows = panels, *columns = panels + ROWS * DEPTH + ROWS / R * GAP;
     for (int64_t j = left; j < right; j += COLUMNS) {
         const int64_t n = least(COLUMNS, right - j);
-        for (int64_t k = 0; k < p->K; k += DEPTH) {
-            const int64_t depth = least(DEPTH, p->K - k);
+        for (int64_t k = 0; k < words; k += DEPTH) {
+            const int64_t depth = least(DEPTH, words - k);
             const int add = k > 0 || p->add;
             pack_columns(p, k, j, n, depth, columns);
             for (int64_t i = top; i < bottom; i += ROWS) {
                 const int64_t m = least(ROWS, bottom - i);
                 pack_rows(p, i, k, m, depth, rows);
-                for (int64_t y = 0; y < m; y += R)
-                    for (int64_t x = 0; x < n; x += S) {
+                for (int64_t x = 0; x < n; x += S)
+                    for (int64_t y = 0; y < m; y += R) {
                         float *c = p->C + (i + y) * p->C_row + j + x;
-                        const float *a = rows + y * depth, *b = columns + x * depth;
+                        const word *a = rows + y / R * (R * depth + GAP), *b = columns + x / S * (S * depth + GAP);
                         const float *bias = p->bias ? p->bias + j + x : NULL;
-                        if (m - y >= R && n - x >= S) tile(depth, a, b, c, p->C_row, add, bias);
-                        else edge(depth, a, b, c, p->C_row, add, bias, least(R, m - y), least(S, n - x));
+                        if (m - y >= R && n - x >= S) whole(depth, a, b, c, p->C_row, add, bias);
+                        else edge(whole, depth, a, b, c, p->C_row, add, bias, least(R, m - y), least(S, n - x));
                     }
             }
         }
@@ -181,7 +250,7 @@ static void block(const product *p, int64_t top, int64_t bottom, int64_t left, i
 }
 
 /* Bytes of the panels of one thread, which start at a multiple of LINE. */
-int64_t product_panel_bytes(void) { return sizeof(float) * (ROWS + COLUMNS) * DEPTH; }
+int64_t product_panel_bytes(void) { return sizeof(word) * ((ROWS + COLUMNS) * DEPTH + (ROWS / R + COLUMNS / S) * GAP); }
 
 /* C's rows or columns, whichever are more, are divided among threads. `panels`: product_panel_bytes() per thread. */
 void product_of(const product *p, char *panels, int threads) {
@@ -195,7 +264,7 @@ void product_of(const product *p, char *panels, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < threads; t++) {
         const int64_t from = least(size, units * t / threads * unit), to = least(size, units * (t + 1) / threads * unit);
-        float *mine = (float *)(panels + product_panel_bytes() * t);
+        word *mine = (word *)(panels + product_panel_bytes() * t);
         if (from == to) continue;
         if (by_columns) block(p, 0, p->M, from, to, mine);
         else block(p, from, to, 0, p->N, mine);
