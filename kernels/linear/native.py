@@ -1,4 +1,4 @@
-"""The projection made of products in C, as operators that are opaque to torch.compile. fp32 on a CPU.
+"""The projection made of products in C, as operators that are opaque to torch.compile. fp32 and bf16 on a CPU.
 
 Letters: M rows, I inputs, O outputs.
 """

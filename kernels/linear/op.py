@@ -19,9 +19,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: str =
 
     x [..., I] and weight [O, I], bias [O] or None, of one dtype bf16|fp16|fp32|fp64 and any strides. Returns [..., O]
     in that dtype; gradients to all three, sums in fp32 or wider.
-    impl: auto, eager (torch's own: the vendor's library), native (C on a CPU; fp32) or reference. auto is native for
-    fp32 on CPUs where that was measured to be faster (AMD with AVX-512) and a C compiler is found, from 2^20
-    multiplications on and outside autocast; else eager. A name never falls back.
+    impl: auto, eager (torch's own: the vendor's library), native (C on a CPU; fp32, and bf16 where the processor has
+    AVX512_BF16) or reference. auto is native on CPUs where that was measured to be faster (AMD with AVX-512) and a C
+    compiler is found, from 2^20 multiplications on and outside autocast; else eager. A name never falls back.
     Flops: 2 I O forward, 4 I O backward per row. ValueError on any other shape, dtype, device or impl.
     """
     impl = choose("linear", impl, x, x.numel() * weight.shape[0] if weight.ndim else 0, IMPLS)

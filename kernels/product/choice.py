@@ -18,10 +18,9 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, imp
 
     left [M, K] and right [K, N] of one dtype, out [M, N] of the state dtype that belongs to it (fp32 for 16 bits); out's
     last axis is contiguous, and shares no memory with the others. Sums are of out's dtype.
-    impl as in linear, without reference; native also takes bf16 operands, on processors that multiply them.
+    impl as in linear, without reference.
     """
-    halves = left.dtype == torch.bfloat16 and takes_halves(left.dtype)
-    impl = choose("multiply", impl, left, left.numel() * right.shape[-1], PRODUCT_IMPLS, halves)
+    impl = choose("multiply", impl, left, left.numel() * right.shape[-1], PRODUCT_IMPLS)
     want(
         "multiply",
         left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0],
@@ -45,20 +44,17 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, imp
     return importlib.import_module("hotplate.kernels.product.native").multiply(left, right, out, add=add)
 
 
-def choose(
-    room: str, impl: str, x: Tensor, multiplications: int, known: tuple[str, ...], halves: bool = False
-) -> str:
-    """choose_impl, but for what was measured; `multiplications` of the whole product, `halves`: bf16 is served too."""
-    served = (torch.float32, torch.bfloat16) if halves else (torch.float32,)
-    fits = x.device.type == "cpu" and x.dtype in served
+def choose(room: str, impl: str, x: Tensor, multiplications: int, known: tuple[str, ...]) -> str:
+    """choose_impl, but for what was measured; `multiplications` of the whole product."""
+    served = x.device.type == "cpu" and (x.dtype == torch.float32 or takes_halves(x.dtype))
     if impl == "auto":
-        fits = fits and not torch.is_autocast_enabled("cpu")
-        if not fits or multiplications < SMALLEST or choose_impl("product", "auto", x, known) != "native":
+        served = served and not torch.is_autocast_enabled("cpu")
+        if not served or multiplications < SMALLEST or choose_impl("product", "auto", x, known) != "native":
             return "eager"
         return "native" if _pays() else "eager"
     if impl == "native":
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in served)
-        want(room, fits, f"a CPU tensor of {names} with impl='native'", f"{x.dtype} on {x.device}", "use impl='eager'")
+        wanted = "a CPU tensor of float32, or of bfloat16 on a processor that multiplies it, with impl='native'"
+        want(room, served, wanted, f"{x.dtype} on {x.device}", "use impl='eager'")
         choose_impl("product", "native", x, known)
         return "native"
     return choose_impl(room, impl, x, known)

@@ -1,5 +1,5 @@
-/* C = A B, C += A B or C = A B + bias on a CPU, for operands of any strides. C is fp32; A and B are fp32, or bf16 where the
- * processor multiplies pairs of them (AVX512_BF16).
+/* C = A B, C += A B or C = A B + bias on a CPU, for operands of any strides. All are fp32; or A and B are bf16, where the
+ * processor multiplies pairs of them (AVX512_BF16), and C is fp32 or, of sums in fp32, rounded to bf16.
  *
  * Letters: M, N, K: C is [M, N], A [M, K], B [K, N]; L lanes of a vector; R rows and S columns of C in registers.
  * The classic form (Goto & van de Geijn 2008; van Zee & van de Geijn 2015): blocks of A and B are copied into panels, R
@@ -31,7 +31,9 @@ enum { L = 8, R = 6 };
 #else
 enum { L = 4, R = 8 };
 #endif
-enum { S = 2 * L, CHAIN = 512, DEPTH = 2 * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64, GAP = LINE / sizeof(word) };
+enum { S = 2 * L, CHAIN = 512, DEPTH = 2 * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
+enum { GAP = LINE / sizeof(word) };
+#define PANEL(wide, depth) ((wide) * (depth) + GAP) /* words of a panel */
 
 typedef float lanes __attribute__((vector_size(sizeof(float) * L)));
 typedef float loose __attribute__((vector_size(sizeof(float) * L), aligned(4), may_alias));
@@ -44,11 +46,12 @@ typedef struct {
     int64_t A_row, A_column;
     const void *B;
     int64_t B_row, B_column;
-    float *C;
+    void *C;
     int64_t C_row;
     const float *bias; /* [N] or NULL */
     int add;           /* C += */
     int half;          /* A and B are bf16 */
+    int rounded;       /* so is C: nothing is added to it, and K is at most product_rounded_depth() */
 } product;
 
 /* 1 where bf16 operands are served. */
@@ -111,7 +114,7 @@ INLINE word word_of(const char *x, int64_t column, int64_t k, int64_t K, int hal
  * in the last panel is 0. */
 INLINE void pack(const char *x, int64_t row, int64_t column, int64_t rows, int64_t K, int64_t from, int64_t depth, int wide,
                  word *out, int half) {
-    const int64_t pitch = wide * depth + GAP, size = half ? 2 : 4, end = from + depth;
+    const int64_t pitch = PANEL(wide, depth), size = half ? 2 : 4, end = from + depth;
     int64_t first = 0;
     if (row == 1) { /* all panels of a k before the next: what lies side by side is read at once, pages are few */
         first = rows / wide * wide;
@@ -168,10 +171,14 @@ INLINE lanes fused(lanes sum, const word *a, lanes b, int half) {
 }
 
 /* Sums of R x S elements of C from a panel of each operand; `add`: on top of what is there, else on top of `bias`. */
-INLINE void tile_of(int64_t depth, const word *restrict a, const word *restrict b, float *restrict c, int64_t row, int add,
-                    const float *restrict bias, int half) {
+INLINE void tile_of(int64_t depth, const word *restrict a, const word *restrict b, void *restrict c, int64_t row, int add,
+                    const float *restrict bias, int half, int rounded) {
     lanes total[R][2];
-    for (int i = 0; i < R; i++) __builtin_prefetch(c + i * row, 1), __builtin_prefetch(c + i * row + S - 1, 1);
+    for (int i = 0; i < R; i++) {
+        char *const to = (char *)c + i * row * (rounded ? sizeof(bf16) : sizeof(float));
+        __builtin_prefetch(to, 1);
+        __builtin_prefetch(to + (rounded ? sizeof(bf16) : sizeof(float)) * (S - 1), 1);
+    }
     for (int64_t done = 0; done < depth; done += CHAIN) {
         const word *end = a + R * (depth - done < CHAIN ? depth - done : CHAIN);
         lanes sum[R][2];
@@ -194,39 +201,55 @@ INLINE void tile_of(int64_t depth, const word *restrict a, const word *restrict 
     lanes start[2] = {{0}, {0}};
     if (bias) start[0] = *(const loose *)bias, start[1] = *(const loose *)(bias + L);
     for (int i = 0; i < R; i++) {
-        loose *to = (loose *)(c + i * row);
+#if defined(__AVX512BF16__)
+        if (rounded) {
+            const __m512bh both = _mm512_cvtne2ps_pbh((__m512)(total[i][1] + start[1]), (__m512)(total[i][0] + start[0]));
+            memcpy((bf16 *)c + i * row, &both, sizeof both);
+            continue;
+        }
+#endif
+        loose *to = (loose *)((float *)c + i * row);
         to[0] = total[i][0] + (add ? (lanes)to[0] : start[0]);
         to[1] = total[i][1] + (add ? (lanes)to[1] : start[1]);
     }
 }
 
-APART void tile(int64_t depth, const word *a, const word *b, float *c, int64_t row, int add, const float *bias) {
-    tile_of(depth, a, b, c, row, add, bias, 0);
+typedef void tiler(int64_t, const word *, const word *, void *, int64_t, int, const float *);
+APART void tile(int64_t depth, const word *a, const word *b, void *c, int64_t row, int add, const float *bias) {
+    tile_of(depth, a, b, c, row, add, bias, 0, 0);
 }
-APART void tile_of_halves(int64_t depth, const word *a, const word *b, float *c, int64_t row, int add, const float *bias) {
-    tile_of(depth, a, b, c, row, add, bias, 1);
+APART void tile_of_halves(int64_t depth, const word *a, const word *b, void *c, int64_t row, int add, const float *bias) {
+    tile_of(depth, a, b, c, row, add, bias, 1, 0);
 }
-typedef void tiler(int64_t, const word *, const word *, float *, int64_t, int, const float *);
+APART void tile_rounded(int64_t depth, const word *a, const word *b, void *c, int64_t row, int add, const float *bias) {
+    tile_of(depth, a, b, c, row, add, bias, 1, 1);
+}
 
 /* The same for fewer rows or columns than a tile has. */
-APART void edge(tiler *tile, int64_t depth, const word *a, const word *b, float *c, int64_t row, int add,
+APART void edge(tiler *tile, int rounded, int64_t depth, const word *a, const word *b, void *c, int64_t row, int add,
                 const float *bias, int64_t rows, int64_t columns) {
+    const int size = rounded ? sizeof(bf16) : sizeof(float);
     float whole[R * S] __attribute__((aligned(LINE)));
-    tile(depth, a, b, whole, S, 0, NULL);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) {
-            float *to = c + i * row + j;
-            *to = whole[i * S + j] + (add ? *to : bias ? bias[j] : 0.0f);
-        }
+    float bias_there[S] = {0};
+    if (bias && !add) memcpy(bias_there, bias, sizeof(float) * columns);
+    tile(depth, a, b, whole, S, 0, bias_there);
+    for (int64_t i = 0; i < rows; i++) {
+        char *to = (char *)c + i * row * size;
+        const char *found = (const char *)whole + i * S * size;
+        if (add)
+            for (int64_t j = 0; j < columns; j++) ((float *)to)[j] += ((const float *)found)[j];
+        else memcpy(to, found, columns * size);
+    }
 }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Rows [top, bottom) and columns [left, right) of C, by one thread. */
 static void block(const product *p, int64_t top, int64_t bottom, int64_t left, int64_t right, word *panels) {
-    tiler *const whole = p->half ? tile_of_halves : tile;
+    tiler *const whole = p->rounded ? tile_rounded : p->half ? tile_of_halves : tile;
+    const int size = p->rounded ? sizeof(bf16) : sizeof(float);
     const int64_t words = p->half ? (p->K + 1) / 2 : p->K;
-    word *rows = panels, *columns = panels + ROWS * DEPTH + ROWS / R * GAP;
+    word *rows = panels, *columns = panels + ROWS / R * PANEL(R, DEPTH);
     for (int64_t j = left; j < right; j += COLUMNS) {
         const int64_t n = least(COLUMNS, right - j);
         for (int64_t k = 0; k < words; k += DEPTH) {
@@ -236,13 +259,13 @@ static void block(const product *p, int64_t top, int64_t bottom, int64_t left, i
             for (int64_t i = top; i < bottom; i += ROWS) {
                 const int64_t m = least(ROWS, bottom - i);
                 pack_rows(p, i, k, m, depth, rows);
-                for (int64_t x = 0; x < n; x += S)
+                for (int64_t x = 0; x < n; x += S) /* a panel of columns stays in the second cache, with all of rows */
                     for (int64_t y = 0; y < m; y += R) {
-                        float *c = p->C + (i + y) * p->C_row + j + x;
-                        const word *a = rows + y / R * (R * depth + GAP), *b = columns + x / S * (S * depth + GAP);
+                        void *c = (char *)p->C + ((i + y) * p->C_row + j + x) * size;
+                        const word *a = rows + y / R * PANEL(R, depth), *b = columns + x / S * PANEL(S, depth);
                         const float *bias = p->bias ? p->bias + j + x : NULL;
                         if (m - y >= R && n - x >= S) whole(depth, a, b, c, p->C_row, add, bias);
-                        else edge(whole, depth, a, b, c, p->C_row, add, bias, least(R, m - y), least(S, n - x));
+                        else edge(whole, p->rounded, depth, a, b, c, p->C_row, add, bias, least(R, m - y), least(S, n - x));
                     }
             }
         }
@@ -250,15 +273,13 @@ static void block(const product *p, int64_t top, int64_t bottom, int64_t left, i
 }
 
 /* Bytes of the panels of one thread, which start at a multiple of LINE. */
-int64_t product_panel_bytes(void) { return sizeof(word) * ((ROWS + COLUMNS) * DEPTH + (ROWS / R + COLUMNS / S) * GAP); }
+int64_t product_panel_bytes(void) { return sizeof(word) * (ROWS / R * PANEL(R, DEPTH) + COLUMNS / S * PANEL(S, DEPTH)); }
+
+/* The longest sum that one block holds. */
+int64_t product_rounded_depth(void) { return 2 * DEPTH; }
 
 /* C's rows or columns, whichever are more, are divided among threads. `panels`: product_panel_bytes() per thread. */
 void product_of(const product *p, char *panels, int threads) {
-    if (p->K == 0) {
-        for (int64_t i = 0; i < p->M && !p->add; i++)
-            for (int64_t j = 0; j < p->N; j++) p->C[i * p->C_row + j] = p->bias ? p->bias[j] : 0.0f;
-        return;
-    }
     const int by_columns = p->N >= p->M;
     const int64_t size = by_columns ? p->N : p->M, unit = by_columns ? S : R, units = (size + unit - 1) / unit;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)

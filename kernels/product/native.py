@@ -1,4 +1,4 @@
-"""The products of native.c: pointers, strides and memory for panels. fp32 on a CPU, from fp32 or bf16 operands."""
+"""The products of native.c: pointers, strides and memory for panels. fp32 and bf16 on a CPU, with sums in fp32."""
 
 import ctypes
 import threading
@@ -20,7 +20,7 @@ class _Product(ctypes.Structure):
         *(("A", ctypes.c_void_p), ("A_row", ctypes.c_int64), ("A_column", ctypes.c_int64)),
         *(("B", ctypes.c_void_p), ("B_row", ctypes.c_int64), ("B_column", ctypes.c_int64)),
         *(("C", ctypes.c_void_p), ("C_row", ctypes.c_int64), ("bias", ctypes.c_void_p)),
-        *((name, ctypes.c_int) for name in ("add", "half")),
+        *((name, ctypes.c_int) for name in ("add", "half", "rounded")),
     ]
 
 
@@ -29,7 +29,8 @@ def _library() -> tuple[ctypes.CDLL, int]:
     """(library, bytes of a thread's panels)."""
     library = native.load("product")
     assert library is not None, native.why_not("product")
-    library.product_panel_bytes.restype = ctypes.c_int64
+    for size in (library.product_panel_bytes, library.product_rounded_depth):
+        size.restype = ctypes.c_int64
     library.product_of.restype = None
     library.product_of.argtypes = [ctypes.POINTER(_Product), ctypes.c_void_p, ctypes.c_int]
     return library, library.product_panel_bytes()
@@ -64,15 +65,23 @@ panels = Panels()
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None, add: bool = False) -> Tensor:
-    """out = left right, + bias, or + out with `add`; out [M, N] fp32 with its last axis contiguous, no operand in it."""
+    """out = left right, + bias, or + out with `add`; out [M, N] with its last axis contiguous, no operand in it.
+
+    All fp32; or left and right bf16, and out fp32 or, without `add`, bf16. bias: contiguous, of left's dtype.
+    """
     library, size = _library()
-    threads = torch.get_num_threads()
+    K, rounded = left.shape[1], out.dtype == torch.bfloat16
+    if K == 0:
+        return out if add else out.copy_(out.new_zeros(()) if bias is None else bias)
+    if rounded and K > library.product_rounded_depth():
+        return out.copy_(multiply(left, right, torch.empty(out.shape), bias))
+    threads, bias = torch.get_num_threads(), None if bias is None else bias.float()
     work = _Product(
-        out.shape[0], out.shape[1], left.shape[1],
+        out.shape[0], out.shape[1], K,
         left.data_ptr(), left.stride(0), left.stride(1),
         right.data_ptr(), right.stride(0), right.stride(1),
         out.data_ptr(), out.stride(0), None if bias is None else bias.data_ptr(), add,
-        left.dtype == torch.bfloat16,
+        left.dtype == torch.bfloat16, rounded,
     )  # fmt: skip
     library.product_of(ctypes.byref(work), panels.start(threads * size), threads)
     return out

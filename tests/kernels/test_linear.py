@@ -14,6 +14,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 NATIVE = native.why_not("product") is None
 FORMS = ["eager", *(["native"] if NATIVE else [])]
 needs_c = pytest.mark.skipif(not NATIVE, reason="no C compiler")
+HALVES = NATIVE and bool(products.takes_halves())
+halves = pytest.mark.skipif(not HALVES, reason="no AVX512_BF16")
+DTYPES = [torch.float32, *([torch.bfloat16] if HALVES else [])]
 # (rows, inputs, outputs): one, odd, a tile of 8 x 32 and past it, past a chain of 512 and a block of 128 x 1024 x 1024
 SHAPES = [(1, 1, 1), (3, 5, 7), (8, 16, 32), (9, 17, 33), (193, 513, 70), (40, 600, 1025), (7, 1030, 31)]
 
@@ -38,13 +41,20 @@ def test_error_is_within_budget(shape, impl):
     check(form(impl), form("reference"), lambda: operands(*shape), F.linear)
 
 
+@halves
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 4099, 33), (4100, 6, 33)])
+def test_error_of_bf16_is_within_budget(shape):
+    check(form("native"), form("reference"), lambda: [t.bfloat16() for t in operands(*shape)], F.linear)
+
+
 @needs_c
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_strides_and_threads_do_not_matter(shape):
-    x, weight, bias = operands(*shape)
-    upstream = [torch.randn(shape[0], shape[2])]
+def test_strides_and_threads_do_not_matter(shape, dtype):
+    x, weight, bias = (t.to(dtype) for t in operands(*shape))
+    upstream = [torch.randn(shape[0], shape[2]).to(dtype)]
     first = run(form("native"), [x, weight, bias], upstream)
-    wide = torch.randn(shape[0], 2 * shape[1])
+    wide = torch.randn(shape[0], 2 * shape[1]).to(dtype)
     wide[:, ::2] = x
     others = {
         "columns": (x.T.contiguous().T, weight.T.contiguous().T, bias, upstream),
@@ -92,10 +102,11 @@ def test_a_nan_shows_and_stays_in_its_row(impl):
 
 
 @pytest.mark.parametrize("impl", FORMS)
-@pytest.mark.parametrize("shape", [(3, 5, 7), (70, 520, 90)])
-def test_products_are_written_or_added(shape, impl):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 5, 7), (70, 520, 90), (9, 2501, 40)])
+def test_products_are_written_or_added(shape, dtype, impl):
     M, K, N = shape
-    left, right, out = torch.randn(M, K), torch.randn(K, N), torch.randn(M, 2 * N)[:, :N]
+    left, right, out = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype), torch.randn(M, 2 * N)[:, :N]
     product = left.double() @ right.double()
     for add in (True, False):
         truth = product + out.double() if add else product
@@ -133,14 +144,24 @@ ZEROS = torch.zeros(2, 3)
         (lambda: linear(ZEROS.int(), ZEROS), "linear: want a floating x"),
         (lambda: linear(ZEROS, ZEROS, impl="triton"), "linear: want impl in"),
         (lambda: linear(ZEROS.double(), ZEROS.double(), impl="native"), "linear: want a CPU tensor of float32"),
-        (lambda: linear(ZEROS.bfloat16(), ZEROS.bfloat16(), impl="native"), "linear: want a CPU tensor of float32"),
+        (lambda: linear(ZEROS.half(), ZEROS.half(), impl="native"), "linear: want a CPU tensor of float32"),
         (lambda: multiply(ZEROS, ZEROS, ZEROS), r"multiply: want left \[M, K\] and right \[K, N\], got \[2, 3\]"),
         (lambda: multiply(ZEROS, ZEROS.T, ZEROS), r"multiply: want out \[2, 2\] with contiguous rows"),
+        (lambda: multiply(ZEROS, ZEROS.T, torch.zeros(2, 2).half()), "multiply: want out of torch.float32"),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):
     with pytest.raises(ValueError, match=f"^{words}"):
         call()
+
+
+@needs_c
+def test_bf16_is_refused_where_the_processor_cannot(monkeypatch):
+    monkeypatch.setattr(products, "takes_halves", lambda: False)
+    with pytest.raises(ValueError, match="linear: want a CPU tensor of float32, or of bfloat16 on a processor that"):
+        linear(ZEROS.bfloat16(), ZEROS.bfloat16(), impl="native")
+    left = torch.randn(4, 6).bfloat16()
+    torch.testing.assert_close(multiply(left, left.T, torch.empty(4, 4)), left.float() @ left.float().T)
 
 
 @needs_c
@@ -150,8 +171,9 @@ def test_operands_of_two_dtypes_are_refused():
 
 
 @needs_c
-def test_the_operator_keeps_its_promises_to_torch():
-    x, weight, bias = (t.requires_grad_() for t in operands(3, 8, 5))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_operator_keeps_its_promises_to_torch(dtype):
+    x, weight, bias = (t.to(dtype).requires_grad_() for t in operands(3, 8, 5))
     torch.library.opcheck(operator, (x, weight, bias))
     torch.library.opcheck(operator, (x, weight, None))
 
