@@ -41,11 +41,11 @@ def _table(path: Path, machine: Mapping[str, Any], rows: Sequence[Row], root: Pa
     link = Path(os.path.relpath(path, root)).as_posix()
     lines = [
         "",
-        f"Whole training steps on {where}, {rows[0].dtype}, {str(machine['date'])[:10]}; {clock}, medians of rounds in "
-        f"turns\n([result file]({link})):",
+        f"Whole training steps on {where}, {str(machine['date'])[:10]}; {clock}, medians of rounds in turns\n"
+        f"([result file]({link})):",
         "",
-        "| model, batch | hotplate | tokens/s | of the floor | beside it, in multiples of hotplate's time |",
-        "| --- | ---: | ---: | ---: | --- |",
+        "| model, batch | dtype | hotplate | tokens/s | of the floor | beside it, in multiples of hotplate's time |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for key in dict.fromkeys(row.key for row in rows):
         case = {row.provider: row for row in rows if row.key == key}
@@ -55,7 +55,7 @@ def _table(path: Path, machine: Mapping[str, Any], rows: Sequence[Row], root: Pa
         speed = "" if ours.tokens_per_s is None else f"{ours.tokens_per_s * ours.ms_median / ours.steady_ms:,.0f}"
         share = "" if ours.floor_ms is None else f"{ours.floor_ms / ours.steady_ms:.0%}"
         peers = ", ".join(f"{name} {row.steady_ms / ours.steady_ms:.2f}" for name, row in case.items())
-        lines.append(f"| {ours.case} | {ours.steady_ms:,.0f} ms | {speed} | {share} | {peers} |")
+        lines.append(f"| {ours.case} | {ours.dtype} | {ours.steady_ms:,.0f} ms | {speed} | {share} | {peers} |")
     return "\n".join([*lines, ""])
 
 

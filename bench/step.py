@@ -18,11 +18,11 @@ from hotplate.model.config import ModelConfig
 from hotplate.model.cost import cost
 from hotplate.model.lm import LanguageModel
 from hotplate.model.presets import PRESETS
-from hotplate.train.config import OptimizerConfig
+from hotplate.train.config import OptimizerConfig, TrainConfig
 from hotplate.train.heap import adjustable, keep_freed_memory, return_freed_memory
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
-from hotplate.train.step import Precision, Step
+from hotplate.train.step import Precision, Step, resolve_precision
 from hotplate.train.throughput import random_batch
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
@@ -30,6 +30,7 @@ ADAMW = OptimizerConfig()
 # Bytes that AdamW must move per parameter: gradient read; weight and two moments read and written; with bf16 weights an
 # fp32 master beside them, and both gradients.
 OPTIMIZER_BYTES = {torch.float32: 28, torch.bfloat16: 32}
+HALVES = ("gpt-mini", "qlstm-mini", "lstm-mini", "decoder-micro")  # on a CPU also in bf16
 LANGUINI = ("gpt-mini", "qlstm-mini", "lstm-mini", "lstm-dense-mini", "lstm-diagonal-mini")
 # A language model over audio codes: the 0.5B decoder's blocks, a small vocabulary, windows of 1024.
 SPEECH = replace(PRESETS["decoder-0.5b"], vocab=502, context=1024)
@@ -40,16 +41,20 @@ DECODER = replace(PRESETS["decoder-360m"], mixer=replace(PRESETS["decoder-360m"]
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, and rows and steps of its batch."""
+    """A model, rows and steps of its batch, and the precision of a step."""
 
     name: str
     config: ModelConfig
     B: int
     T: int
+    precision: Precision = "bf16"
 
 
 def shapes(device: str, quick: bool) -> list[Shape]:
-    """Languini's mini models at 2 x 512 on a CPU, 32 x 512 on a GPU; a decoder; the speech shape, cut on a CPU."""
+    """Languini's mini models at 2 x 512 on a CPU, 32 x 512 on a GPU; a decoder; the speech shape, cut on a CPU.
+
+    In bf16 on a GPU, in fp32 on a CPU; there the first also in bf16 where that is the trainer's choice.
+    """
     if device == "cuda":
         found = [Shape(name, PRESETS[name], 32, 512) for name in LANGUINI]
         found += [Shape("decoder-360m without head norms", DECODER, 16, 1024), Shape("speech", SPEECH, 16, 1024)]
@@ -57,6 +62,9 @@ def shapes(device: str, quick: bool) -> list[Shape]:
         found = [Shape(name, PRESETS[name], 2, 512) for name in LANGUINI]
         found += [Shape("decoder-micro", PRESETS["decoder-micro"], 2, 512)]
         found += [Shape("speech, 2 layers", replace(SPEECH, layers=2), 1, 1024)]
+        halves = resolve_precision(TrainConfig(), torch.device(device)) == "bf16"
+        again = [shape for shape in found if halves and shape.name in HALVES]
+        found = [replace(shape, precision="fp32") for shape in found] + again
     return [_small(shape) for shape in found] if quick else found
 
 
@@ -103,7 +111,7 @@ def _peer_update(peer: Peer, batch: Batch) -> Callable[[], Sequence[Tensor]]:
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """A case per shape; fp32 on a CPU, bf16 on a GPU."""
+    """A case per shape."""
     return [_case(shape, device, quick) for shape in shapes(device, quick)]
 
 
@@ -120,8 +128,7 @@ def _provider(name: str) -> Provider:
 
 def _case(shape: Shape, device: str, quick: bool) -> Case:
     config = shape.config
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    precision: Precision = "fp32" if device == "cpu" else "bf16"
+    dtype = torch.float32 if shape.precision == "fp32" else torch.bfloat16
     others = peers(config, device, quick)
     kept = list(others)[:1] if device == "cpu" and adjustable() else []
 
@@ -130,7 +137,7 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
 
     def prepare() -> Work:
         batch = replace(random_batch(config, shape.B, shape.T, torch.device(device)), slots=None)
-        steps = {"hotplate": _update(build(), batch, precision)}
+        steps = {"hotplate": _update(build(), batch, shape.precision)}
         steps |= {name: _peer_update(make(build()), batch) for name, make in others.items()}
         steps |= {name + KEPT: steps[name] for name in kept}
         return Work(batch, steps)

@@ -16,6 +16,7 @@ TINY = [
     "--data.window=32",
     "--batch=8",
     "--device=cpu",
+    "--precision=fp32",  # whatever the processor is good at
     "--threads=1",
     "--evaluation.tokens=512",
     "--evaluation.sample-tokens=8",

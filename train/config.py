@@ -226,7 +226,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = cuda where there is one"""
     precision: Literal["auto", "fp32", "bf16-autocast", "bf16"] = "auto"
-    """bf16: bf16 weights with an fp32 master copy in the optimiser; auto = bf16 on cuda, fp32 on cpu"""
+    """bf16: bf16 weights with an fp32 master copy in the optimiser; auto = bf16 on cuda and on
+    processors that multiply bf16 twice as fast as fp32 (AVX512_BF16), else fp32"""
     dry_run: bool = False
     """print shapes, parameters, memory, FLOPs, tokens and steps that the budget buys, and stop"""
     model: ModelConfig = field(default_factory=ModelConfig)

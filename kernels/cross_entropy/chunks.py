@@ -26,9 +26,9 @@ WHOLE_LINES = 16  # a GPU's logit rows start at multiples of so many values: odd
 class Products:
     """x W^T and its two transposes with sums in the wide dtype.
 
-    A GPU multiplies 16-bit operands and sums in fp32, which its matrix units do at full speed, and so does our product in
-    C on processors that can. Torch's on a CPU would round the result to 16 bits, so elsewhere the operands are widened
-    instead, the weight once for all chunks.
+    A GPU multiplies 16-bit operands and sums in fp32, which its matrix units do at full speed, and so does the product
+    in C on processors that can. Torch's on a CPU would round the result to 16 bits, so elsewhere the operands are
+    widened instead, the weight once for all chunks.
     """
 
     def __init__(self, weight: Tensor):

@@ -28,8 +28,9 @@ def rows(
     loss: Loss,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Fills losses and lse [C], unless lse is known; where there are factors [C], returns the gradient [C, V] of `dtype`
-    (fp32 or bf16), in the memory of the logits.
+    """Fills losses and lse [C], unless lse is known; where there are factors [C], returns the gradient [C, V].
+
+    It is of `dtype` (fp32 or bf16), in the memory of the logits.
     """
     half = dtype == torch.bfloat16 and factors is not None
     library, threads = native.load("cross_entropy"), torch.get_num_threads()

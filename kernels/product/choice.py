@@ -16,9 +16,9 @@ SMALLEST = 1 << 20
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, impl: str = "auto") -> Tensor:
     """out = left right, or out += left right with `add`; returns out. For other rooms: no gradient.
 
-    left [M, K] and right [K, N] of one dtype, out [M, N] of the state dtype that belongs to it (fp32 for 16 bits); out's
-    last axis is contiguous, and shares no memory with the others. Sums are of out's dtype.
-    impl as in linear, without reference.
+    left [M, K] and right [K, N] of one dtype, out [M, N] of that or, with sums of 16-bit operands that are not rounded,
+    of fp32; out's last axis is contiguous, and shares no memory with the others. impl as in linear, without reference.
+    ValueError where they are not, and on adding to 16 bits.
     """
     impl = choose("multiply", impl, left, left.numel() * right.shape[-1], PRODUCT_IMPLS)
     want(
@@ -36,9 +36,11 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, imp
         "allocate it so",
     )
     wide = state_dtype(left.dtype)
-    want("multiply", out.dtype == wide, f"out of {wide}", str(out.dtype), "a product is rounded by who asks for it")
+    outs = {wide} if add else {wide, left.dtype}
+    names = " or ".join(sorted(map(str, outs)))
+    want("multiply", out.dtype in outs, f"out of {names}", str(out.dtype), "round the sum afterwards")
     if impl == "eager":
-        left, right = left.to(wide), right.to(wide)
+        left, right = left.to(out.dtype), right.to(out.dtype)
         return out.addmm_(left, right) if add else torch.mm(left, right, out=out)
     want_alike("multiply", left, right)
     return importlib.import_module("hotplate.kernels.product.native").multiply(left, right, out, add=add)

@@ -70,10 +70,11 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = Non
     All fp32; or left and right bf16, and out fp32 or, without `add`, bf16. bias: contiguous, of left's dtype.
     """
     library, size = _library()
-    K, rounded = left.shape[1], out.dtype == torch.bfloat16
+    K, deepest = left.shape[1], library.product_rounded_depth()
+    rounded = out.dtype == torch.bfloat16
     if K == 0:
         return out if add else out.copy_(out.new_zeros(()) if bias is None else bias)
-    if rounded and K > library.product_rounded_depth():
+    if rounded and deepest < K:
         return out.copy_(multiply(left, right, torch.empty(out.shape), bias))
     threads, bias = torch.get_num_threads(), None if bias is None else bias.float()
     work = _Product(

@@ -147,7 +147,11 @@ ZEROS = torch.zeros(2, 3)
         (lambda: linear(ZEROS.half(), ZEROS.half(), impl="native"), "linear: want a CPU tensor of float32"),
         (lambda: multiply(ZEROS, ZEROS, ZEROS), r"multiply: want left \[M, K\] and right \[K, N\], got \[2, 3\]"),
         (lambda: multiply(ZEROS, ZEROS.T, ZEROS), r"multiply: want out \[2, 2\] with contiguous rows"),
-        (lambda: multiply(ZEROS, ZEROS.T, torch.zeros(2, 2).half()), "multiply: want out of torch.float32"),
+        (lambda: multiply(ZEROS, ZEROS.T, torch.zeros(2, 2).half()), "multiply: want out of torch.float32, got"),
+        (
+            lambda: multiply(*[ZEROS.half().T @ ZEROS.half()] * 2, torch.zeros(3, 3).half(), add=True),
+            "multiply: want out",
+        ),
     ],
 )
 def test_a_wrong_call_says_what_is_wanted(call, words):
