@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hotplate.bench.harness import Case
+from hotplate.bench.kernels.linear import dtypes
 from hotplate.bench.providers import Op, Operands, both, forward, imported, in_float64
 from hotplate.kernels.cross_entropy import linear_cross_entropy, linear_losses
 
@@ -50,8 +51,12 @@ def cases(device: str, quick: bool) -> list[Case]:
         if on_cpu
         else [(32768, 768, 500), (32768, 768, 50304), (8192, 4096, 131072)]
     )
-    dtype = torch.float32 if on_cpu else torch.bfloat16
-    return [_case(way, shape, device, dtype) for shape in shapes for way in ("forward", "forward+backward")]
+    return [
+        _case(way, shape, device, dtype)
+        for dtype in dtypes(device)
+        for shape in shapes
+        for way in ("forward", "forward+backward")
+    ]
 
 
 def _case(way: str, shape: tuple[int, int, int], device: str, dtype: torch.dtype) -> Case:
