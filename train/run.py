@@ -1,6 +1,7 @@
 """A training run from config to summary: finds out what there is, plans it, and hands it to a session."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ def run(config: TrainConfig, preset: str, goodput: Goodput | None = None) -> int
 
 def _run(config: TrainConfig, preset: str, ranks: Ranks, goodput: Goodput) -> int:
     precision, layout = resolve_precision(config, ranks.device), lay_out(config, ranks)
+    config = replace(config, precision=precision)  # a run does not change it on a machine that would choose otherwise
     folder = Path(config.run.folder or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = Path(str(ranks.share(str(folder))))
     with goodput.during("data"):

@@ -36,7 +36,7 @@ def test_a_stale_readme_is_caught_and_mended(tmp_path: Path, monkeypatch, capsys
     assert readme_command.main(["--path", str(page), "--check"]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| m | 4 ms | 8 | 25% | peer 1.50 |" in text and "(results/a.json)" in text
+    assert "| m | float32 | 4 ms | 8 | 25% | peer 1.50 |" in text and "(results/a.json)" in text
     results.write(folder / "b.json", [row("hotplate", 2.0)], MACHINE | {"date": "2026-01-03"})
     assert readme_command.main(["--path", str(page), "--check"]) == 1
     assert "stale" in capsys.readouterr().out

@@ -36,7 +36,15 @@ def test_import_grow_train_export(llama: Path, prepared: Path, tmp_path: Path, c
     start, grown, run, out = (tmp_path / name for name in ("start", "grown", "run", "out"))
     assert hf(["import", str(llama), "-o", str(start)]) == 0
     assert "parameters from" in capsys.readouterr().out
-    flags = ["--data.source", str(prepared), "--data.window=32", "--batch=8", "--threads=1", "--device=cpu"]
+    flags = [
+        "--data.source",
+        str(prepared),
+        "--data.window=32",
+        "--batch=8",
+        "--threads=1",
+        "--device=cpu",
+        "--precision=fp32",
+    ]
     assert evaluate([str(start), "--data", str(prepared), "--limit=500"]) == 0
     assert grow([str(start), "--width=2", "--ffn=2", "--heads=2", "-o", str(grown)]) == 0
     assert train([str(grown), *flags, "--budget=3steps", f"--run.folder={run}", "--evaluation.sample-tokens=0"]) == 0

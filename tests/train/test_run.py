@@ -14,7 +14,7 @@ import torch
 from runs import losses, same, weights
 from tiny import ROOT, TINY
 
-from hotplate.train import checkpoint, loop
+from hotplate.train import checkpoint, loop, step
 from hotplate.train.errors import InputError
 from hotplate.train.sinks import read_records
 
@@ -205,6 +205,18 @@ def test_a_run_goes_on_with_another_number_of_ranks(prepared: Path, hotplate, tm
     hotplate(*flags, *stop, "--run.resume=auto")
     for (_, a), (_, b) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert b == pytest.approx(a, abs=1e-5)
+
+
+def test_the_precision_of_a_run_is_that_of_its_first_machine(train_tiny, tmp_path: Path, monkeypatch, capsys) -> None:
+    flags = ["--precision=auto", "--budget=2steps", f"--run.folder={tmp_path}", "--run.resume=auto"]
+    monkeypatch.setattr(step, "takes_halves", lambda dtype: True)
+    assert train_tiny(*flags) == 0
+    assert "precision   bf16 on cpu" in capsys.readouterr().out
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["precision"] == "bf16"
+    monkeypatch.setattr(step, "takes_halves", lambda dtype: False)
+    with pytest.raises(InputError, match="precision: checkpoint 'bf16', now 'fp32'"):
+        train_tiny(*flags)
+    assert train_tiny(*flags, "--precision=bf16") == 0
 
 
 def test_non_finite_updates_are_counted_then_end_the_run(train_tiny, tmp_path: Path, monkeypatch, capsys) -> None:
