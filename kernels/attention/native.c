@@ -127,6 +127,37 @@ APART void bend(lanes tile[R][2], float squeeze) {
     for (int i = 0; i < 2 * L * R; i++) x[i] = tanh_of(x[i] * squeeze);
 }
 
+/* Operands of a thread's next task, which it fetches while it computes this one: where their next rows are, and how
+ * many are left. */
+typedef struct {
+    const char *row[4];
+    int64_t step[4], left;
+    int count;
+} prospect;
+
+static prospect prospect_of(const attention *c, int64_t task, int backward) {
+    if (task >= c->count * c->H) return (prospect){.left = 0};
+    const piece *p = c->pieces + task / c->H;
+    const int64_t head = task % c->H, group = head / (c->H / c->Hkv), size = c->half ? 2 : 4;
+    return (prospect){.row = {element(c, c->q, p->q * c->q_row + head * c->q_head),
+                              element(c, c->k, p->k * c->k_row + group * c->k_head),
+                              element(c, c->v, p->k * c->v_row + group * c->v_head),
+                              element(c, c->dout, p->q * c->dout_row + head * c->dout_head)},
+                      .step = {c->q_row * size, c->k_row * size, c->v_row * size, c->dout_row * size},
+                      .left = p->queries,
+                      .count = backward ? 4 : 3};
+}
+
+/* A row more of each operand; called once per tile, as more at a time would be waited for. */
+INLINE void fetch_ahead(const attention *c, prospect *next) {
+    if (next->left <= 0) return;
+    next->left--;
+    for (int n = 0; n < next->count; n++) {
+        for (int64_t at = 0; at < c->K * (c->half ? 2 : 4); at += LINE) __builtin_prefetch(next->row[n] + at, 0, 2);
+        next->row[n] += next->step[n];
+    }
+}
+
 /* Memory of a task, in words. Strips are [keys, M] of a block. */
 typedef struct {
     float *k, *v, *other; /* rows along features; `other`: of keys, pairs along positions */
@@ -135,6 +166,7 @@ typedef struct {
     float *rows, *columns, *d_rows, *d_columns; /* BLOCKS blocks of queries and upstream gradients */
     float *strips;                              /* p, dp or dz, tanh or pairs of dz; BLOCKS of each */
     int64_t strip;
+    prospect *next;
     int64_t pair; /* piece and key head of which k and v are here: the next head of a group finds them */
 } room;
 
@@ -197,6 +229,7 @@ INLINE void score(const attention *c, const sight *s, const room *r, float *stri
         const view w = view_of(c, s, n);
         const float *rows = r->k + n * W;
         lanes *to = (lanes *)strip;
+        fetch_ahead(c, r->next);
         if (w.from == 0 && w.to == 2 && !w.masked && depth <= DEPTH && !c->softcap) {
             lanes sum[R][2];
             clear(sum);
@@ -330,6 +363,7 @@ INLINE void weigh(const attention *c, const sight *s, const room *r, int block, 
     for (int64_t n = s->begin; n < s->end; n += R, p += R * M, q += R * M, curve += R * M) {
         const view w = view_of(c, s, n);
         lanes *e = (lanes *)p, *dp = (lanes *)q, sums[4] = {{0}, {0}, {0}, {0}};
+        fetch_ahead(c, r->next);
         if (w.from == 0 && w.to == 2 && !w.masked && depth <= DEPTH && !c->softcap) {
             lanes sum[R][2];
             clear(sum);
@@ -574,6 +608,8 @@ static void run(const attention *c, int backward) {
 #pragma omp for schedule(monotonic : dynamic, 1)
         for (int64_t n = 0; n < c->count * c->H; n++) {
             const piece *p = c->pieces + n / c->H;
+            prospect next = prospect_of(c, n + c->threads, backward);
+            r.next = &next;
             if (backward) backward_task(c, p, n % c->H, &r, turns + n / members);
             else forward_task(c, p, n % c->H, &r);
         }
