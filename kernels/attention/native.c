@@ -220,6 +220,16 @@ APART void gather_pairs(const attention *c, const piece *p, const sight *s, cons
     gather(c, p, s, strip, rows, factor, to, at, row, 1);
 }
 
+/* -inf in place of the products of a tile's vector of queries with keys that are not seen; the largest, and `top`. */
+APART lanes mask_products(const attention *c, const sight *s, int64_t n, lanes *to, int j, int masked, lanes top) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        if (masked) to[2 * i + j] = pick(seen(c, s, n + i, j), to[2 * i + j], all(-INFINITY));
+        top = larger(to[2 * i + j], top);
+    }
+    return top;
+}
+
 /* Products of a block of queries with all keys, with a soft cap their tanh; -inf where none is seen. The largest of
  * each query. */
 INLINE void score(const attention *c, const sight *s, const room *r, float *strip, lanes top[2], const int pairs) {
@@ -243,12 +253,8 @@ INLINE void score(const attention *c, const sight *s, const room *r, float *stri
         }
         (pairs ? scores_pairs : scores_fp32)(c, rows, r->columns, w, (lanes (*)[2])to);
         if (c->softcap) bend((lanes (*)[2])to, c->scale / c->softcap);
-        for (int i = 0; i < R; i++)
-            for (int j = w.from; j < w.to; j++) {
-                if (w.masked) to[2 * i + j] = pick(seen(c, s, n + i, j), to[2 * i + j], all(-INFINITY));
-                if (j) second = larger(to[2 * i + 1], second);
-                else first = larger(to[2 * i], first);
-            }
+        if (w.from == 0) first = mask_products(c, s, n, to, 0, w.masked, first);
+        if (w.to == 2) second = mask_products(c, s, n, to, 1, w.masked, second);
     }
     top[0] = first;
     top[1] = second;
@@ -387,14 +393,17 @@ INLINE void weigh(const attention *c, const sight *s, const room *r, int block, 
                 memcpy(curve, e, sizeof(lanes[R][2]));
             }
             (pairs ? scores_pairs : scores_fp32)(c, r->v + n * W, r->d_columns + at, w, (lanes (*)[2])dp);
-            for (int i = 0; i < R; i++)
-                for (int j = w.from; j < w.to; j++) {
-                    lanes x = power_of(e[2 * i + j] * unit - (j ? lse_second : lse_first));
-                    if (w.masked) x = pick(seen(c, s, n + i, j), x, (lanes){0});
-                    e[2 * i + j] = x;
-                    if (j) sums[1] += x, sums[3] += x * dp[2 * i + 1];
-                    else sums[0] += x, sums[2] += x * dp[2 * i];
+            for (int j = w.from; j < w.to; j++) {
+                const lanes shift = j ? lse_second : lse_first;
+#pragma GCC unroll 8
+                for (int i = 0; i < R; i++) {
+                    lanes *x = e + 2 * i + j;
+                    *x = power_of(*x * unit - shift);
+                    if (w.masked) *x = pick(seen(c, s, n + i, j), *x, (lanes){0});
+                    sums[j] += *x;
+                    sums[2 + j] += *x * dp[2 * i + j];
                 }
+            }
         }
         e_first += sums[0];
         e_second += sums[1];
@@ -529,7 +538,8 @@ static float *sums_of(const attention *c) {
 }
 
 /* One head's gradient of a piece's keys or values [keys, KP], times `factor`, to what its group adds up to. */
-static void add_up(const attention *c, const piece *p, int64_t head, const float *x, float factor, float *sums, void *to) {
+static void add_up(const attention *c, const piece *p, int64_t head, const float *x, float factor, float *sums,
+                   void *to) {
     const int64_t KP = up(c->K, L), members = c->H / c->Hkv, member = head % members;
     const int done = c->half && member == members - 1;
     for (int64_t n = 0; n < p->keys; n++, x += KP) {

@@ -165,7 +165,8 @@ APART void pair_rows(const float *x, int64_t rows, int64_t W, int64_t KP, float 
     for (int64_t i = 0; i < rows; i += 2, x += 2 * W, out += KP)
         for (int64_t k = 0; k < KP; k += L) {
             const shorts at = ZIPPED + (int16_t)(k & L);
-            const __m512i one = *(const __m512i *)(x + k / (2 * L) * L), other = *(const __m512i *)(x + W + k / (2 * L) * L);
+            const float *from = x + k / (2 * L) * L;
+            const __m512i one = *(const __m512i *)from, other = *(const __m512i *)(from + W);
             *(__m512i *)(out + k) = _mm512_permutex2var_epi16(one, (__m512i)at, other);
         }
 }
