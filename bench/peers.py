@@ -1,4 +1,4 @@
-"""What whole steps are compared with: the plain PyTorch form, the same compiled, torch.nn.LSTM, Hugging Face, Liger.
+"""What whole steps are compared with: plain PyTorch, the same compiled, and the packages and models that are installed.
 
 The plain forms are what one would write first: separate projections, SDPA, logits of the whole batch, autograd through
 every step of a recurrence (the quasi-LSTM in its published block-matrix form). A peer is a loss of the batch and the
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hotplate.bench import languini
 from hotplate.bench.kernels.qlstm import block_matrix
 from hotplate.model import hf
 from hotplate.model.batch import Batch
@@ -176,6 +177,8 @@ def peers(config: ModelConfig, device: str, quick: bool) -> dict[str, Build]:
     found: dict[str, Build] = {label: partial(plain, mix, False)}
     if kind == "lstm_dense":
         found["torch.nn.LSTM"] = partial(plain, torch_lstm, False)
+    if not quick and (build := languini.loss_of(config)) is not None:
+        found["Languini Kitchen"] = lambda model: Peer(*build(model))
     if kind != "attention":
         return found  # a compiled loop unrolls into hundreds of thousands of operations
     if not quick:  # compiling takes longer than all small shapes together

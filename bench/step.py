@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hotplate.bench import languini
 from hotplate.bench.harness import Case, Provider
 from hotplate.bench.peers import Peer, peers
 from hotplate.model.batch import Batch
@@ -31,6 +32,8 @@ ADAMW = OptimizerConfig()
 # fp32 master beside them, and both gradients.
 OPTIMIZER_BYTES = {torch.float32: 28, torch.bfloat16: 32}
 HALVES = ("gpt-mini", "qlstm-mini", "lstm-mini", "decoder-micro")  # on a CPU also in bf16
+# The published LSTM: one recurrent matrix for all heads.
+SHARED = replace(PRESETS["lstm-mini"], mixer=replace(PRESETS["lstm-mini"].mixer, shared_recurrent=True))
 LANGUINI = ("gpt-mini", "qlstm-mini", "lstm-mini", "lstm-dense-mini", "lstm-diagonal-mini")
 # A language model over audio codes: the 0.5B decoder's blocks, a small vocabulary, windows of 1024.
 SPEECH = replace(PRESETS["decoder-0.5b"], vocab=502, context=1024)
@@ -60,6 +63,8 @@ def shapes(device: str, quick: bool) -> list[Shape]:
         found += [Shape("decoder-360m without head norms", DECODER, 16, 1024), Shape("speech", SPEECH, 16, 1024)]
     else:
         found = [Shape(name, PRESETS[name], 2, 512) for name in LANGUINI]
+        if languini.loss_of(SHARED) is not None:
+            found.append(Shape("lstm-mini with one matrix", SHARED, 2, 512))
         found += [Shape("decoder-micro", PRESETS["decoder-micro"], 2, 512)]
         found += [Shape("speech, 2 layers", replace(SPEECH, layers=2), 1, 1024)]
         halves = resolve_precision(TrainConfig(), torch.device(device)) == "bf16"
