@@ -10,9 +10,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,14 @@ from hotplate.kernels.checks import want
 
 IMPLS = ("auto", "eager", "native", "reference", "triton")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+Function = TypeVar("Function", bound=Callable)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def constant(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result does, without importing the compiler, which takes a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @cache
@@ -30,7 +37,7 @@ def _found(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def has_triton() -> bool:
     return _found("triton")
 
@@ -40,7 +47,7 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _why_not_native(room: str) -> str | None:
     """native.why_not, as a constant to torch.compile, which would otherwise trace the building."""
     return native.why_not(room)
@@ -91,7 +98,7 @@ def choose_impl(room: str, impl: str, like: Tensor, known: Collection[str] = IMP
     return impl
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _imported(module: str) -> bool:
     """That the module is there, as a constant to torch.compile, which would otherwise trace the import. (It looks
     through functools.cache, so the mark stands on a function without one.)"""

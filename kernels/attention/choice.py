@@ -16,7 +16,7 @@ from hotplate.kernels import backends
 from hotplate.kernels.attention import adapters, eager, native, reference, registered
 from hotplate.kernels.attention.problem import Call, Problem, Result
 from hotplate.kernels.checks import want
-from hotplate.kernels.launch import TRITON_DTYPES, interpreting
+from hotplate.kernels.launch import TRITON_DTYPES, constant, interpreting
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def automatic(problem: Problem) -> tuple[str, str]:
     return ("eager", f"{named}: {'; '.join(why)}") if why else (named, "")
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _decided(impl: str, *facts: object) -> str:
     """_probed, as a constant to torch.compile, which would otherwise trace the probing."""
     return _probed(impl, *facts)

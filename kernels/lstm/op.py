@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import want, want_float, want_resets, want_state
-from hotplate.kernels.launch import IMPLS, choose_impl
+from hotplate.kernels.launch import IMPLS, choose_impl, constant
 from hotplate.kernels.lstm import reference
 from hotplate.kernels.recurrence import autograd, eager, native
 
@@ -28,7 +28,7 @@ def _form(impl: str) -> autograd.Form:
 _run = autograd.differentiable("lstm", _form)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _major(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype, want
-from hotplate.kernels.launch import choose_impl
+from hotplate.kernels.launch import choose_impl, constant
 
 PRODUCT_IMPLS = ("auto", "eager", "native")
 # Fewer multiplications than this cost less than the call around them: below, torch's own products.
@@ -62,13 +62,13 @@ def choose(room: str, impl: str, x: Tensor, multiplications: int, known: tuple[s
     return choose_impl(room, impl, x, known)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def takes_halves(dtype: torch.dtype) -> bool:
     """Whether products of operands of this 16-bit dtype on a CPU take half the time of fp32's, with fp32 sums."""
     return dtype == torch.bfloat16 and importlib.import_module("hotplate.kernels.product.native").takes_halves()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _pays() -> bool:
     return importlib.import_module("hotplate.kernels.product.native").pays()
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
 
+from hotplate.kernels.launch import constant
+
 pytest.importorskip("triton")
 
 
@@ -55,3 +57,8 @@ def test_a_launch_is_a_node_of_the_graph(call):
     code = graph_of(call, torch.randn(4, 64, requires_grad=True))
     assert "triton_kernel_wrapper_functional" in code and "torch.ops.hotplate" not in code
     assert "aten.mul" in code
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    ours, theirs = constant(lambda: 1), torch.compiler.assume_constant_result(lambda: 1)
+    assert vars(ours) == vars(theirs) != {}

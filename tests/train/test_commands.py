@@ -18,3 +18,9 @@ def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     command = f"{sys.executable} -c '{program}' train --presets | true; exit ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in found.stderr and found.returncode in (0, 141)
+
+
+def test_starting_a_command_does_not_load_the_compiler() -> None:
+    loaded = "import sys, hotplate.train.commands.train; print(*{'torch._dynamo', 'scipy.signal'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -4,12 +4,11 @@ from hotplate.model.config import ModelConfig
 from hotplate.train.config import TrainConfig
 from hotplate.train.engines.base import Engine
 from hotplate.train.engines.ddp import DDP
-from hotplate.train.engines.fsdp import FSDP
 from hotplate.train.errors import InputError
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision
 
-__all__ = ["DDP", "FSDP", "Engine", "build"]
+__all__ = ["DDP", "Engine", "build"]
 
 
 def build(model: ModelConfig, config: TrainConfig, ranks: Ranks, precision: Precision) -> Engine:
@@ -26,6 +25,8 @@ def build(model: ModelConfig, config: TrainConfig, ranks: Ranks, precision: Prec
             "--guard.out-of-memory halve, or use --engine ddp"
         )
     if config.engine.kind == "fsdp":
+        from hotplate.train.engines.fsdp import FSDP  # loads half a second's worth of torch
+
         return FSDP(model, config, ranks, precision)
     if config.engine.kind == "deepspeed":
         from hotplate.train.engines.zero import Zero  # an optional package

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from hotplate.train.errors import InputError
 
@@ -59,6 +58,8 @@ def resampled(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     """`wave` [L] at another rate, band-limited (polyphase), float32."""
     if rate == wanted:
         return wave.astype(np.float32)
+    from scipy.signal import resample_poly  # takes a second, and training imports this module
+
     shared = math.gcd(rate, wanted)
     return resample_poly(wave, wanted // shared, rate // shared).astype(np.float32)
 
