@@ -20,7 +20,7 @@ TINY = [
     "lstm-nano",
     *("--model.layers=1", "--model.width=32", "--model.ffn=48", "--model.vocab=2048"),
     *("--model.mixer.heads=2", "--model.mixer.head-width=16", "--data.mode=stream", "--data.window=16", "--batch=4"),
-    *("--device=cpu", "--threads=1", "--evaluation.tokens=256", "--evaluation.sample-tokens=0"),
+    *("--device=cpu", "--precision=fp32", "--threads=1", "--evaluation.tokens=256", "--evaluation.sample-tokens=0"),
     *("--evaluation.every=0", "--evaluation.splits", "validation", "--run.log-steps=1", "--run.resume=auto"),
 ]
 PACKED = [*TINY, "--data.mode=packed"]
