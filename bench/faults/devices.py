@@ -5,7 +5,7 @@ import json
 from hotplate.bench.faults.arena import PACKED, Arena, expect, step
 from hotplate.bench.faults.scenario import Scenario
 
-ON_GPU = [flag for flag in PACKED if not flag.startswith("--device")] + ["--device=cuda"]
+ON_GPU = [flag for flag in PACKED if not flag.startswith(("--device", "--precision"))] + ["--device=cuda"]
 
 
 def real_out_of_memory(arena: Arena, times: int) -> str:
