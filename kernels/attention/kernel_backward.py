@@ -77,13 +77,13 @@ def gather_keys(
 
 @triton.jit
 def keys_kernel(
-    q, k, v, dout, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
+    q, k, v, dout, q_tail, dout_tail, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
-    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TAIL: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [keys, Hkv, K]. q and dout are descriptors where DESCRIBED.
+    """dk and dv [keys, Hkv, K]. q and dout are descriptors where DESCRIBED; TAIL: see walks.py.
 
     Tiles come deepest first, which is least work here: the list is mirrored within its document.
     """
@@ -99,6 +99,17 @@ def keys_kernel(
         v_block = load_rows(v, row_k, wide * v_head, v_row, left, N, K, KP, False, True)
         dk_acc, dv_acc = tl.zeros([N, KP], tl.float32), tl.zeros([N, KP], tl.float32)
         first, begin, full, last = queries_of(low, offset, Lq, N, M, window, WINDOW)
+        edge, end = Lq // M * M, last
+        if TAIL:
+            begin, full, last = tl.minimum(begin, edge), tl.minimum(full, edge), tl.minimum(last, edge)
+        if TAIL:  # before the rest, as the sums are still 0 and take no registers
+            for member in range(GROUP):
+                head = wide * GROUP + member
+                dk_acc, dv_acc = gather_keys(
+                    dk_acc, dv_acc, k_block, v_block, key, offset, q_tail, dout_tail, pairs + 2 * head * positions, edge,
+                    end, start_q, Lq, head * q_head, head * dout_head, q_row, dout_row, unit, bend, squeeze, window,
+                    TAIL, K, KP, False, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                )  # fmt: skip
         for member in range(GROUP):
             head = wide * GROUP + member
             column_q, column_d = head * q_head, head * dout_head
@@ -154,9 +165,9 @@ def gather_queries(
 
 @triton.jit
 def queries_kernel(
-    q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
+    q, k, v, dout, k_tail, v_tail, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
-    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TAIL: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
@@ -185,6 +196,9 @@ def queries_kernel(
             acc = tl.zeros([M, KP], tl.float32)
         column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
         first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)
+        edge = Lk // N * N
+        if TAIL:
+            last = tl.minimum(last, edge)
         if WINDOW:
             acc = gather_queries(
                 acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, first, begin, start_k, Lk,
@@ -201,6 +215,12 @@ def queries_kernel(
             column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
             N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
         )  # fmt: skip
+        if TAIL:
+            acc = gather_queries(
+                acc, q_block, d_block, lse_row, delta_row, low + rows, k_tail, v_tail, edge, high, start_k, Lk,
+                column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
+                TAIL, K, KP, False, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
+            )  # fmt: skip
         if SUMMING:
             if dlse is not None:
                 acc -= tl.load(dlse + at, mask=inside, other=0.0)

@@ -2,6 +2,10 @@
 """What the Triton kernels of attention share: loads of rows, scores, masks, and how far a tile looks.
 
 Letters: M queries and N keys of a block, K head width, KP the power of two that holds it. Importing this needs Triton.
+
+TAIL: a descriptor's last block also brings the rows behind its document, where a weight of 0 would not stop what is no
+number. With TAIL > 0 that block alone comes by pointers instead, TAIL rows at a time, which are masked; 0: all blocks
+come alike.
 """
 
 import triton

@@ -98,6 +98,7 @@ def compiled(this: Shipped) -> Compiled:
     constants = {
         own: cut.own,
         step: cut.step,
+        "TAIL": launches.tail_of(this.name, cut, this.described, this.softcap),
         "GROUP": this.group,
         "K": this.K,
         "KP": power_of_2(this.K),
@@ -109,6 +110,8 @@ def compiled(this: Shipped) -> Compiled:
         "dlse": None,
         "SUMMING": this.summing,
     }
+    if not constants["TAIL"]:
+        constants |= {f"{operand}_tail": None for operand in WALKED[this.name]}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
     def type_of(name: str) -> str:
@@ -116,7 +119,7 @@ def compiled(this: Shipped) -> Compiled:
             return f"tensordesc<{this.dtype}[{cut.step},{this.K}]>"
         if name in ("edges_q", "edges_k", "tiles"):
             return "*i32"
-        return SCALARS.get(name, f"*{this.dtype}" if name in IN_DTYPE else "i32")
+        return SCALARS.get(name, f"*{this.dtype}" if name.removesuffix("_tail") in IN_DTYPE else "i32")
 
     signature = {name: type_of(name) for name in kernel.arg_names if name not in constants}
     aligned = [n for n, kind in signature.items() if kind[0] == "*" or n.endswith(("_row", "_head"))]
