@@ -100,15 +100,14 @@ def keys_kernel(
         dk_acc, dv_acc = tl.zeros([N, KP], tl.float32), tl.zeros([N, KP], tl.float32)
         first, begin, full, last = queries_of(low, offset, Lq, N, M, window, WINDOW)
         edge, end = Lq // M * M, last
-        if TAIL:
-            begin, full, last = tl.minimum(begin, edge), tl.minimum(full, edge), tl.minimum(last, edge)
         if TAIL:  # before the rest, as the sums are still 0 and take no registers
+            begin, full, last = tl.minimum(begin, edge), tl.minimum(full, edge), tl.minimum(last, edge)
             for member in range(GROUP):
                 head = wide * GROUP + member
                 dk_acc, dv_acc = gather_keys(
-                    dk_acc, dv_acc, k_block, v_block, key, offset, q_tail, dout_tail, pairs + 2 * head * positions, edge,
-                    end, start_q, Lq, head * q_head, head * dout_head, q_row, dout_row, unit, bend, squeeze, window,
-                    TAIL, K, KP, False, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                    dk_acc, dv_acc, k_block, v_block, key, offset, q_tail, dout_tail, pairs + 2 * head * positions,
+                    edge, end, start_q, Lq, head * q_head, head * dout_head, q_row, dout_row, unit, bend, squeeze,
+                    window, TAIL, K, KP, False, WINDOW, SOFTCAP, True, PRECISION, FAST,
                 )  # fmt: skip
         for member in range(GROUP):
             head = wide * GROUP + member
