@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from hotplate.bench.harness import Rates
+from hotplate.bench.rates import Rates
 
 WORDS = 5  # gaps told
 SMALL_MS = 0.02  # a call so short that starting it is most of it
@@ -47,7 +47,7 @@ class Counted(TorchDispatchMode):
         work.calls += 1
         work.moved_bytes += moved
         work.flops += count
-        seconds = max(moved / self.rates.copy_bytes_per_s, count / self.rates.matmul_flops_per_s)
+        seconds = max(moved / self.rates.bytes_per_s(moved), count / self.rates.matmul_flops_per_s)
         work.floor_ms += 1e3 * seconds
         return result
 

@@ -3,22 +3,23 @@
 What every provider returns is compared with the truth; nothing of a case with a wrong provider is timed (timing.py).
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hotplate.kernels.product import multiply
+from hotplate.bench.rates import Rates
+from hotplate.kernels.launch import IMPLS
 
 Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
-RATE_TRIES = 15  # the best of them: a neighbour on the machine must not lower the rate
-CPU_SIDES, GPU_SIDES = (512, 1024, 2048), (4096, 8192)  # of square products: which is fastest depends on caches
+# Providers that are this package's, by their names: they run as its trainer does, which keeps freed memory on a CPU
+# (train/heap.py). All others run as they are installed, or where their names end with KEPT with memory kept, too.
+OURS = frozenset({"hotplate", "by row", *IMPLS})
+KEPT = ", memory kept"
 
 
 class WrongResult(RuntimeError):
@@ -40,7 +41,6 @@ class Case:
     tokens: int | None = None  # what tokens_per_s counts
     moved_bytes: int | None = None  # the least that must cross memory: operands once, results once
     flops: int | None = None
-    settle: Callable[[str], None] | None = None  # makes the process what the named provider runs in; then it is warmed
 
     def __str__(self) -> str:
         return f"{self.bench}[{self.name}-{self.device}-{dtype_name(self.dtype)}]"
@@ -74,48 +74,11 @@ def checked(case: Case) -> tuple[Inputs, dict[str, float]]:
     return inputs, errors
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What the device was measured to do: the denominators of every floor."""
-
-    copy_bytes_per_s: float  # read plus written
-    matmul_flops_per_s: float
-
-
-@cache
-def measured_rates(device: str, dtype: torch.dtype) -> Rates:
-    """Best of a few copies and square products by the fastest form there is, with the cases' threads."""
-    large = device == "cuda"
-    source = torch.empty((1 << 30) if large else (64 << 20), dtype=torch.uint8, device=device).fill_(1)
-    target = torch.empty_like(source)
-
-    def best_seconds(call: Callable[[], object]) -> float:
-        times = []
-        for _ in range(RATE_TRIES):
-            if large:
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            call()
-            if large:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    def product_rate(side: int) -> float:
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(left)
-        forms = (lambda: torch.mm(left, right, out=out), lambda: multiply(left, right, out))
-        return 2 * side**3 / min(map(best_seconds, forms))
-
-    copy_s = best_seconds(lambda: target.copy_(source))
-    return Rates(2 * source.numel() / copy_s, max(map(product_rate, GPU_SIDES if large else CPU_SIDES)))
-
-
 def floor_ms(case: Case, rates: Rates) -> float | None:
-    """The time no provider can beat: memory traffic at copy speed or arithmetic at matmul speed."""
+    """The time no provider can beat: memory traffic or arithmetic at the measured rates."""
     floors = []
     if case.moved_bytes is not None:
-        floors.append(case.moved_bytes / rates.copy_bytes_per_s)
+        floors.append(case.moved_bytes / rates.bytes_per_s(case.moved_bytes))
     if case.flops is not None:
         floors.append(case.flops / rates.matmul_flops_per_s)
     return 1e3 * max(floors) if floors else None

@@ -35,7 +35,7 @@ def _floors(rows: Sequence[Row]) -> Figure | None:
         room: {name: 100 * math.exp(statistics.mean(map(math.log, found))) for name, found in by.items()}
         for room, by in shares.items()
     }
-    return _bars(means, "% of the speed of light (copy and matrix-product rates measured here)") if means else None
+    return _bars(means, "% of the speed of light (memory and matrix-product rates measured here)") if means else None
 
 
 def _steps(rows: Sequence[Row]) -> Figure | None:

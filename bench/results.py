@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from hotplate.bench.harness import Case, dtype_name, floor_ms, measured_rates
+from hotplate.bench.harness import Case, dtype_name, floor_ms
+from hotplate.bench.rates import measured_rates
 from hotplate.bench.timing import Samples
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError

@@ -1,8 +1,8 @@
 """Whole training steps: forward, loss, backward, clipping and optimiser, ours beside its peers (peers.py).
 
 Learning rate 0 keeps the weights, so that every call does the same work; what is compared with float64 is the loss and
-the gradient norm. On a CPU hotplate's trainer keeps freed memory (train/heap.py), and so it does here; peers run as
-they are installed, the first of each model also with memory kept. Letters: B rows, T steps.
+the gradient norm. On a CPU the first peer of each model runs a second time with memory kept, as hotplate does
+(harness.py). Letters: B rows, T steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hotplate.bench import languini
-from hotplate.bench.harness import Case, Provider
+from hotplate.bench.harness import KEPT, Case, Provider
 from hotplate.bench.peers import Peer, peers
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig
@@ -20,7 +20,7 @@ from hotplate.model.cost import cost
 from hotplate.model.lm import LanguageModel
 from hotplate.model.presets import PRESETS
 from hotplate.train.config import OptimizerConfig, TrainConfig
-from hotplate.train.heap import adjustable, keep_freed_memory, return_freed_memory
+from hotplate.train.heap import adjustable
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
 from hotplate.train.step import Precision, Step, resolve_precision
@@ -37,7 +37,6 @@ SHARED = replace(PRESETS["lstm-mini"], mixer=replace(PRESETS["lstm-mini"].mixer,
 LANGUINI = ("gpt-mini", "qlstm-mini", "lstm-mini", "lstm-dense-mini", "lstm-diagonal-mini")
 # A language model over audio codes: the 0.5B decoder's blocks, a small vocabulary, windows of 1024.
 SPEECH = replace(PRESETS["decoder-0.5b"], vocab=502, context=1024)
-KEPT = ", memory kept"  # ends the names of peers that run with hotplate's setting of the C library
 # Of decoder-360m without the norms of query and key heads, which Llama has no form for.
 DECODER = replace(PRESETS["decoder-360m"], mixer=replace(PRESETS["decoder-360m"].mixer, qk_norm=False))
 
@@ -120,13 +119,6 @@ def cases(device: str, quick: bool) -> list[Case]:
     return [_case(shape, device, quick) for shape in shapes(device, quick)]
 
 
-def _settle(name: str) -> None:
-    if name == "hotplate" or name.endswith(KEPT):
-        keep_freed_memory()
-    else:
-        return_freed_memory()
-
-
 def _provider(name: str) -> Provider:
     return lambda work: work.steps[name]()
 
@@ -167,5 +159,4 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
         tokens=tokens,
         moved_bytes=costs.parameters * OPTIMIZER_BYTES[dtype],
         flops=costs.training_flops * tokens,
-        settle=_settle if device == "cpu" else None,
     )

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hotplate.bench.harness import Case, checked
+from hotplate.bench.harness import KEPT, OURS, Case, checked
+from hotplate.train.heap import adjustable, keep_freed_memory, return_freed_memory
 from hotplate.train.throughput import peak_memory, reset_peak_memory, resident_memory
 
 MIN_ROUNDS = 5  # fewer have no 20th and 80th percentile worth the name
@@ -42,7 +43,7 @@ class Meter:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Samples]:
-    """Every provider checked and warmed by one call, then timed over at most `rounds` shared rounds.
+    """Every provider checked by one call, then timed over at most `rounds` shared rounds, settled each time.
 
     WrongResult when a provider does not compute what the case asks for: nothing of it is timed.
     """
@@ -65,12 +66,18 @@ def measure(case: Case, rounds: int) -> dict[str, Samples]:
     for name, call in calls.items():
         _settle(case, name, call)
         found[name].peak_bytes = peak_bytes(call, torch.device(case.device))
+    if case.device == "cpu":
+        return_freed_memory()
     return found
 
 
 def _settle(case: Case, name: str, call: Callable[[], object]) -> None:
-    if case.settle is not None:
-        case.settle(name)
+    """On a CPU, the C library's setting that the provider runs under, and one call for memory to find its size."""
+    if case.device == "cpu" and adjustable():
+        if name in OURS or name.endswith(KEPT):
+            keep_freed_memory()
+        else:
+            return_freed_memory()
         call()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hotplate.bench import gaps
-from hotplate.bench.harness import measured_rates
+from hotplate.bench.rates import measured_rates
 from hotplate.model.cost import cost
 from hotplate.model.lm import LanguageModel
 from hotplate.train import console, settings

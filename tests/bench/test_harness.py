@@ -1,15 +1,19 @@
 import json
+import resource
+import statistics
 import time
 
 import pytest
 import torch
 
-from hotplate.bench import harness, plots, registry, results, timing
+from hotplate.bench import plots, rates, registry, results, timing
 from hotplate.bench.commands.bench import CASES, main
-from hotplate.bench.harness import Case, Rates, WrongResult, checked, error, floor_ms
+from hotplate.bench.harness import KEPT, OURS, Case, WrongResult, checked, error, floor_ms
+from hotplate.bench.rates import Rates
 from hotplate.bench.results import Row
 from hotplate.bench.table import table
 from hotplate.bench.timing import measure, peak_bytes
+from hotplate.train import heap
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 
@@ -57,7 +61,13 @@ def test_rows_say_who_did_what_how_fast():
     assert rows[1].ms_median >= 3 > rows[1].cpu_ms_median
 
 
-def test_providers_take_turns():
+@pytest.fixture
+def unsettled(monkeypatch):
+    """As on a GPU: nothing is called but what is timed."""
+    monkeypatch.setattr(timing, "adjustable", lambda: False)
+
+
+def test_providers_take_turns(unsettled):
     calls = []
 
     def provider(name):
@@ -67,11 +77,47 @@ def test_providers_take_turns():
     assert calls == ["a", "b"] * 8  # once to check, six rounds, once for the memory
 
 
-def test_a_long_case_makes_do_with_fewer_rounds(monkeypatch):
+def test_a_long_case_makes_do_with_fewer_rounds(unsettled, monkeypatch):
     monkeypatch.setattr(timing, "CASE_SECONDS", 0.0)
     calls = []
     measure(toy(a=lambda x: (calls.append(1), [2 * x])[1]), rounds=100)
     assert len(calls) == 1 + timing.MIN_ROUNDS + 1
+
+
+def test_ours_run_with_memory_kept_and_peers_as_they_are_installed(monkeypatch):
+    """Each is called once more after its setting was made: that call is not timed."""
+    seen, setting = [], ["usual"]
+    monkeypatch.setattr(timing, "adjustable", lambda: True)
+    monkeypatch.setattr(timing, "keep_freed_memory", lambda: setting.append("kept"))
+    monkeypatch.setattr(timing, "return_freed_memory", lambda: setting.append("usual"))
+
+    def provider(name):
+        return lambda x: (seen.append((name, setting[-1])), [2 * x])[1]
+
+    peer, kept = "peer", f"peer{KEPT}"
+    measure(toy(**{name: provider(name) for name in ("native", peer, kept)}), rounds=5)
+    wanted = [("native", "kept")] * 2 + [(peer, "usual")] * 2 + [(kept, "kept")] * 2
+    assert seen[3:] == wanted * 6  # after the check; five rounds and the memory
+    assert setting[-1] == "usual"
+    assert {"native", "hotplate"} <= OURS
+
+
+@pytest.mark.skipif(not heap.adjustable(), reason="this C library has no mallopt")
+def test_a_kernel_of_ours_pays_no_page_faults_that_its_trainer_does_not():
+    faults = []
+
+    def provider(x):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(16 << 20).fill_(1.0)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return [2 * x]
+
+    pages = (64 << 20) // (2 << 20)  # of the largest size there is
+    measure(toy(native=provider), rounds=5)
+    assert statistics.median(faults[2:-2:2]) < pages
+    faults.clear()
+    measure(toy(peer=provider), rounds=5)
+    assert statistics.median(faults[2:-2:2]) >= pages
 
 
 def test_the_memory_of_a_call_is_what_it_takes_at_once():
@@ -109,16 +155,24 @@ def test_error_is_a_share_of_the_norm_of_the_worst_result():
 
 
 def test_the_floor_is_the_slower_of_traffic_and_arithmetic():
-    rates = Rates(copy_bytes_per_s=1e3, matmul_flops_per_s=1e2)
-    assert floor_ms(toy(), rates) == 40.0  # 4 flops beat 32 bytes
+    measured = Rates(memory=((1, 1e3),), matmul_flops_per_s=1e2)
+    assert floor_ms(toy(), measured) == 40.0  # 4 flops beat 32 bytes
     bare = Case("toy", "bare", "cpu", torch.float32, lambda: None, lambda _: [], {}, 0.0)
-    assert floor_ms(bare, rates) is None
+    assert floor_ms(bare, measured) is None
 
 
-def test_rates_are_measured_once():
-    rates = harness.measured_rates("cpu", torch.float32)
-    assert rates.copy_bytes_per_s > 1e8 and rates.matmul_flops_per_s > 1e8
-    assert harness.measured_rates("cpu", torch.float32) is rates
+def test_work_that_may_stay_in_a_cache_is_held_to_the_rate_of_as_little():
+    measured = Rates(memory=((100, 4e3), (200, 2e3), (400, 1e3)), matmul_flops_per_s=1e2)
+    assert [measured.bytes_per_s(moved) for moved in (10, 100, 199, 399, 400, 10**9)] == [4e3, 4e3, 4e3, 2e3, 1e3, 1e3]
+
+
+def test_rates_are_measured_once_and_of_less_memory_are_never_lower(monkeypatch):
+    assert rates.measured_rates("cpu", torch.float32) is rates.measured_rates("cpu", torch.float32)
+    monkeypatch.setattr(rates, "CPU_SIDES", (256,))
+    monkeypatch.setattr(rates, "CPU_SIZES", (1 << 20, 1 << 24))
+    measured = rates.measured_rates.__wrapped__("cpu", torch.float32)
+    assert measured.matmul_flops_per_s > 1e8 and [size for size, _ in measured.memory] == [1 << 20, 1 << 24]
+    assert measured.memory[0][1] >= measured.memory[1][1] > 1e8
 
 
 def test_the_machine_is_named():
