@@ -47,7 +47,7 @@ class Counted(TorchDispatchMode):
         work.calls += 1
         work.moved_bytes += moved
         work.flops += count
-        seconds = max(moved / self.rates.bytes_per_s(moved), count / self.rates.matmul_flops_per_s)
+        seconds = max(moved / self.rates.bytes_per_s, count / self.rates.matmul_flops_per_s)
         work.floor_ms += 1e3 * seconds
         return result
 

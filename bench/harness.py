@@ -78,7 +78,7 @@ def floor_ms(case: Case, rates: Rates) -> float | None:
     """The time no provider can beat: memory traffic or arithmetic at the measured rates."""
     floors = []
     if case.moved_bytes is not None:
-        floors.append(case.moved_bytes / rates.bytes_per_s(case.moved_bytes))
+        floors.append(case.moved_bytes / rates.bytes_per_s)
     if case.flops is not None:
         floors.append(case.flops / rates.matmul_flops_per_s)
     return 1e3 * max(floors) if floors else None

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from hotplate.train.throughput import peak_memory, reset_peak_memory, resident_m
 
 MIN_ROUNDS = 5  # fewer have no 20th and 80th percentile worth the name
 CASE_SECONDS = 20.0  # after this long a case makes do with MIN_ROUNDS
+SETTLING_CALLS, SETTLING_SECONDS = 16, 2.0  # at the most, before a provider's timed call
+FEW_FAULTS = 32
 CACHE_FLUSH_BYTES = 256 << 20  # larger than the last-level cache of any GPU this runs on
 
 
@@ -51,12 +54,14 @@ def measure(case: Case, rounds: int) -> dict[str, Samples]:
     calls = {name: partial(provider, inputs) for name, provider in case.providers.items()}
     found = {name: Samples(errors[name]) for name in calls}
     flush = torch.empty(CACHE_FLUSH_BYTES if case.device == "cuda" else 0, dtype=torch.uint8, device=case.device)
+    settles = case.device == "cpu" and adjustable()
     begin = time.perf_counter()
     for done in range(max(rounds, MIN_ROUNDS)):
         if done >= MIN_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
             break
         for name, call in calls.items():
-            _settle(case, name, call)
+            if settles:
+                _settle(name, call)
             if case.device == "cuda":
                 found[name].wall.append(_time_cuda(call, flush))
             else:
@@ -64,21 +69,29 @@ def measure(case: Case, rounds: int) -> dict[str, Samples]:
                 found[name].wall.append(wall)
                 found[name].busy.append(busy)
     for name, call in calls.items():
-        _settle(case, name, call)
+        if settles:
+            _settle(name, call)
         found[name].peak_bytes = peak_bytes(call, torch.device(case.device))
-    if case.device == "cpu":
+    if settles:
         return_freed_memory()
     return found
 
 
-def _settle(case: Case, name: str, call: Callable[[], object]) -> None:
-    """On a CPU, the C library's setting that the provider runs under, and one call for memory to find its size."""
-    if case.device == "cpu" and adjustable():
-        if name in OURS or name.endswith(KEPT):
-            keep_freed_memory()
-        else:
-            return_freed_memory()
+def _settle(name: str, call: Callable[[], object]) -> None:
+    """Sets the C library as the provider wants it, and calls once, or with memory kept until no page is new: a hole
+    that an aligned block left does not fit the next one before it has joined another."""
+    kept = name in OURS or name.endswith(KEPT)
+    if kept:
+        keep_freed_memory()
+    else:
+        return_freed_memory()
+    begin = time.perf_counter()
+    for _ in range(SETTLING_CALLS if kept else 1):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         call()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        if faults <= FEW_FAULTS or time.perf_counter() - begin > SETTLING_SECONDS:
+            break
 
 
 def _time_cpu(call: Callable[[], object]) -> tuple[float, float]:

@@ -39,10 +39,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """From now on what glibc does in a process that frees large blocks; gives back what is free now. Holes that kept
-    memory has left in the heap go on being used again."""
+    """From now on what glibc does in a process that frees large blocks. Smaller ones go on using the holes that kept
+    memory has left in the heap."""
     usual = {MMAP_MAX: USUAL_MMAP_MAX, MMAP_THRESHOLD: MOST_MMAP_THRESHOLD, TRIM_THRESHOLD: 2 * MOST_MMAP_THRESHOLD}
-    done = _set(usual)
-    if done and (library := _library()) is not None:
-        library.malloc_trim(0)
-    return done
+    return _set(usual)

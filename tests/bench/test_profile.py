@@ -30,7 +30,7 @@ def test_profile_names_the_operations_of_a_step(preset: str, tmp_path: Path, cap
 
 def test_work_counts_products_and_traffic_and_no_views() -> None:
     x, y = torch.ones(4, 8), torch.ones(8, 2)
-    found = gaps.count(lambda: (x @ y).t().mul_(2.0), Rates(memory=((1, 1e3),), matmul_flops_per_s=1e2))
+    found = gaps.count(lambda: (x @ y).t().mul_(2.0), Rates(memory={"copy": 1e3}, matmul_flops_per_s=1e2))
     product, view, scaled = found["aten::mm"], found["aten::t"], found["aten::mul_"]
     assert (product.flops, product.moved_bytes) == (2 * 4 * 8 * 2, 4 * (32 + 16 + 8))
     assert product.floor_ms == pytest.approx(1e3 * 128 / 1e2)
