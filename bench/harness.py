@@ -17,7 +17,8 @@ Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
 # Providers that are this package's, by their names: they run as its trainer does, which keeps freed memory on a CPU
-# (train/heap.py). All others run as they are installed, or where their names end with KEPT with memory kept, too.
+# (train/heap.py). All others run as they are installed, but for holes in the heap that ours left and that serve them as
+# well; or, where their names end with KEPT, with memory kept too.
 OURS = frozenset({"hotplate", "by row", *IMPLS})
 KEPT = ", memory kept"
 
