@@ -11,6 +11,7 @@ from hotplate.kernels.newton_schulz.reference import COEFFICIENTS, NORM_FLOOR
 from hotplate.kernels.product import multiply
 
 BLOCK = 128  # rows of a symmetric product at a time: fewer are copied into panels too often, more compute too much
+CHAIN = 256  # terms of a sum at a time: the steps magnify rounding, and in longer chains it passed twice torch's own
 LEAST_SIDE = 2 * BLOCK  # from which blocks of rows were measured to be faster (README.md)
 
 
@@ -58,20 +59,25 @@ def _by_blocks(x: Tensor, steps: int) -> Tensor:
         old, new = found, spare
         for _ in range(steps):
             _square(old, A)
-            torch.mul(A, b / c, out=polynomial)
-            _square(A, polynomial, add=True)
-            polynomial *= c
-            torch.mul(old, a, out=new)
-            multiply(polynomial, old, new, add=True)
+            _square(A, polynomial)
+            polynomial.mul_(c).add_(A, alpha=b)
+            _multiply(polynomial, old, new)
+            new.add_(old, alpha=a)
             old, new = new, old
         if old is not found:
             found.copy_(old)
     return out
 
 
-def _square(x: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """out = x x^T, or out += x x^T with `add`, where out is symmetric."""
+def _square(x: Tensor, out: Tensor) -> None:
+    """out = x x^T."""
     for row in range(0, len(out), BLOCK):
         end = row + BLOCK
-        multiply(x[row:end], x[row:].mT, out[row:end, row:], add=add)
+        _multiply(x[row:end], x[row:].mT, out[row:end, row:])
         out[end:, row:end] = out[row:end, end:].mT
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left right, CHAIN terms after CHAIN terms."""
+    for start in range(0, left.shape[1], CHAIN):
+        multiply(left[:, start : start + CHAIN], right[start : start + CHAIN], out, add=start > 0)

@@ -7,7 +7,7 @@ from hotplate.kernels.newton_schulz import eager, newton_schulz
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (33, 17), (17, 33), (40, 40), (3, 20, 50), (2, 2, 30, 12)]
-LARGE = [(256, 256), (2, 300, 257), (259, 1000)]  # a CPU computes the halves of symmetric products: blocks, one past
+LARGE = [(256, 256), (2, 300, 257), (259, 1000), (512, 512)]  # a CPU computes the halves of symmetric products: blocks, one past
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -18,7 +18,7 @@ def test_error_is_within_budget(shape, dtype):
     assert_within_budget("x", newton_schulz(g), newton_schulz(g, impl="reference"), truth)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *LARGE[1:]], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE[1:3]], ids=str)
 def test_eager_is_the_definition_in_float64(shape):
     g = torch.randn(shape, dtype=torch.float64)
     torch.testing.assert_close(newton_schulz(g), newton_schulz(g, impl="reference"), rtol=1e-11, atol=1e-12)
