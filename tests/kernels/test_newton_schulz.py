@@ -7,7 +7,8 @@ from hotplate.kernels.newton_schulz import eager, newton_schulz
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (33, 17), (17, 33), (40, 40), (3, 20, 50), (2, 2, 30, 12)]
-LARGE = [(256, 256), (2, 300, 257), (259, 1000), (512, 512)]  # a CPU computes the halves of symmetric products: blocks, one past
+# A CPU computes the halves of symmetric products: whole blocks, and past them; sums of several chains.
+LARGE = [(256, 256), (2, 300, 257), (259, 1000), (512, 512)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
