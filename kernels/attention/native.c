@@ -127,28 +127,37 @@ APART void bend(lanes tile[R][2], float squeeze) {
     for (int i = 0; i < 2 * L * R; i++) x[i] = tanh_of(x[i] * squeeze);
 }
 
-/* Operands of a thread's next task, which it fetches while it computes this one: where their next rows are, and how
- * many are left. */
+/* Memory of a thread's next task, operands and results, which it fetches while it computes this one: where the next
+ * rows are, and how many are left. */
 typedef struct {
-    const char *row[4];
-    int64_t step[4], left;
+    const char *row[7];
+    int64_t step[7], left;
     int count;
 } prospect;
 
-static prospect prospect_of(const attention *c, int64_t task, int backward) {
-    if (task >= c->count * c->H) return (prospect){.left = 0};
-    const piece *p = c->pieces + task / c->H;
-    const int64_t head = task % c->H, group = head / (c->H / c->Hkv), size = c->half ? 2 : 4;
-    return (prospect){.row = {element(c, c->q, p->q * c->q_row + head * c->q_head),
-                              element(c, c->k, p->k * c->k_row + group * c->k_head),
-                              element(c, c->v, p->k * c->v_row + group * c->v_head),
-                              element(c, c->dout, p->q * c->dout_row + head * c->dout_head)},
-                      .step = {c->q_row * size, c->k_row * size, c->v_row * size, c->dout_row * size},
-                      .left = p->queries,
-                      .count = backward ? 4 : 3};
+INLINE void look_at(const attention *c, prospect *next, const void *x, int64_t position, int64_t row, int64_t at) {
+    next->row[next->count] = element(c, x, position * row + at);
+    next->step[next->count++] = row * (c->half ? 2 : 4);
 }
 
-/* A row more of each operand; called once per tile, as more at a time would be waited for. */
+static prospect prospect_of(const attention *c, int64_t task, int backward) {
+    prospect next = {.left = 0};
+    if (task >= c->count * c->H) return next;
+    const piece *p = c->pieces + task / c->H;
+    const int64_t head = task % c->H, group = head / (c->H / c->Hkv), row = c->H * c->K, key_row = c->Hkv * c->K;
+    next.left = p->queries;
+    look_at(c, &next, c->q, p->q, c->q_row, head * c->q_head);
+    look_at(c, &next, c->k, p->k, c->k_row, group * c->k_head);
+    look_at(c, &next, c->v, p->k, c->v_row, group * c->v_head);
+    look_at(c, &next, backward ? c->dq : c->out, p->q, row, head * c->K);
+    if (!backward) return next;
+    look_at(c, &next, c->dout, p->q, c->dout_row, head * c->dout_head);
+    look_at(c, &next, c->dk, p->k, key_row, group * c->K);
+    look_at(c, &next, c->dv, p->k, key_row, group * c->K);
+    return next;
+}
+
+/* A row more of each; called once per tile, as more at a time would be waited for. */
 INLINE void fetch_ahead(const attention *c, prospect *next) {
     if (next->left <= 0) return;
     next->left--;
