@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from hotplate.bench import plots, registry, results, timing
-from hotplate.bench.harness import Case, WrongResult
+from hotplate.bench.harness import Case, NotTimed
 from hotplate.bench.table import show
 from hotplate.bench.timing import Meter, Samples
 
 ROUNDS, QUICK_ROUNDS = 15, 5
 ROWS = pytest.StashKey[list[results.Row]]()
-CURRENT = pytest.StashKey[tuple[Case, dict[str, Samples] | WrongResult]]()
+CURRENT = pytest.StashKey[tuple[Case, dict[str, Samples] | NotTimed]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,14 +61,14 @@ def measured(request: pytest.FixtureRequest, case: Case) -> dict[str, Samples]:
     """Samples of all providers of the case, taken when its first provider comes."""
     stash = request.config.stash
     if CURRENT not in stash or stash[CURRENT][0] is not case:
-        found: dict[str, Samples] | WrongResult
+        found: dict[str, Samples] | NotTimed
         try:
             found = timing.measure(case, QUICK_ROUNDS if request.config.getoption("--quick") else ROUNDS)
-        except WrongResult as wrong:
-            found = wrong
+        except NotTimed as reason:
+            found = reason
         stash[CURRENT] = case, found
     kept = stash[CURRENT][1]
-    if isinstance(kept, WrongResult):
+    if isinstance(kept, NotTimed):
         pytest.fail(str(kept), pytrace=False)
     return kept
 

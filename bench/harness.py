@@ -17,14 +17,13 @@ Inputs = Any  # whatever a case prepares; only its own providers look inside
 Provider = Callable[[Inputs], Sequence[Tensor]]
 
 # Providers that are this package's, by their names: they run as its trainer does, which keeps freed memory on a CPU
-# (train/heap.py). All others run as they are installed, but for holes in the heap that ours left and that serve them as
-# well; or, where their names end with KEPT, with memory kept too.
+# (train/heap.py). All others run as they are installed; or, where their names end with KEPT, with memory kept too.
 OURS = frozenset({"hotplate", "by row", *IMPLS})
 KEPT = ", memory kept"
 
 
-class WrongResult(RuntimeError):
-    """A provider does not compute what the case asks for: nothing of the case is timed."""
+class NotTimed(RuntimeError):
+    """A provider does not compute what the case asks for, or ends: nothing of the case is timed."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,20 @@ def error(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return worst
 
 
-def checked(case: Case) -> tuple[Inputs, dict[str, float]]:
-    """The case's inputs and every provider's error; WrongResult if one is beyond the tolerance."""
-    inputs = case.prepare()
-    truth = case.truth(inputs)
-    errors = {name: error(provider(inputs), truth) for name, provider in case.providers.items()}
+def tolerable(case: Case, errors: Mapping[str, float]) -> dict[str, float]:
+    """Every provider's error; NotTimed if one is beyond the tolerance."""
     wrong = {name: e for name, e in errors.items() if not e <= case.tolerance}
     if wrong:
         facts = ", ".join(f"{name} {e:.2g}" for name, e in wrong.items())
-        raise WrongResult(f"{case}: error above {case.tolerance:.2g}: {facts}; not timed")
-    return inputs, errors
+        raise NotTimed(f"{case}: error above {case.tolerance:.2g}: {facts}; not timed")
+    return dict(errors)
+
+
+def checked(case: Case) -> tuple[Inputs, dict[str, float]]:
+    """The case's inputs and every provider's error, all in this process; NotTimed if one is beyond the tolerance."""
+    inputs = case.prepare()
+    truth = case.truth(inputs)
+    return inputs, tolerable(case, {name: error(provider(inputs), truth) for name, provider in case.providers.items()})
 
 
 def floor_ms(case: Case, rates: Rates) -> float | None:

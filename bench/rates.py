@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
+from hotplate.bench.apart import computed_apart
 from hotplate.kernels.product import multiply
 
 TRIES = 15  # the best of them: a neighbour on the machine must not lower the rate
@@ -45,6 +46,11 @@ def passes(touched: int, device: str) -> dict[str, tuple[int, Callable[[], objec
 @cache
 def measured_rates(device: str, dtype: torch.dtype) -> Rates:
     """Best of a few passes over memory and of square products by the fastest form there is, with the cases' threads."""
+    measure = partial(_measure, device, dtype)
+    return computed_apart("rates of the processor", measure) if device == "cpu" else measure()
+
+
+def _measure(device: str, dtype: torch.dtype) -> Rates:
     large = device == "cuda"
 
     def best_seconds(call: Callable[[], object]) -> float:

@@ -5,15 +5,16 @@ the gradient norm. On a CPU the first peer of each model runs a second time with
 (harness.py). Letters: B rows, T steps.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hotplate.bench import languini
 from hotplate.bench.harness import KEPT, Case, Provider
-from hotplate.bench.peers import Peer, peers
+from hotplate.bench.peers import Build, Peer, peers
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig
 from hotplate.model.cost import cost
@@ -79,15 +80,24 @@ def _small(shape: Shape) -> Shape:
     return replace(shape, config=replace(shape.config, layers=1, width=64, ffn=128, vocab=502, mixer=mixer), B=2, T=32)
 
 
+Update = Callable[[], Sequence[Tensor]]
+
+
 @dataclass
 class Work:
-    """Steps of one case over models that share their initial weights."""
+    """Steps of one case over models that share their initial weights; each is built when first called."""
 
     batch: Batch
-    steps: dict[str, Callable[[], Sequence[Tensor]]]
+    makers: Mapping[str, Callable[[], Update]]
+    updates: dict[str, Update] = field(default_factory=dict)
+
+    def update(self, name: str) -> Sequence[Tensor]:
+        if name not in self.updates:
+            self.updates[name] = self.makers[name]()
+        return self.updates[name]()
 
 
-def _update(model: LanguageModel, batch: Batch, precision: Precision) -> Callable[[], Sequence[Tensor]]:
+def _update(model: LanguageModel, batch: Batch, precision: Precision) -> Update:
     """Our step: [loss, gradient norm]."""
     targets = batch.tokens.numel()
     step = Step(model, Optimizer(model, ADAMW), Ranks(0, 1, batch.tokens.device), precision, targets)
@@ -99,7 +109,7 @@ def _update(model: LanguageModel, batch: Batch, precision: Precision) -> Callabl
     return run
 
 
-def _peer_update(peer: Peer, batch: Batch) -> Callable[[], Sequence[Tensor]]:
+def _peer_update(peer: Peer, batch: Batch) -> Update:
     """A peer's step, with torch's AdamW: [loss, gradient norm]."""
     optimizer = torch.optim.AdamW(peer.parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
@@ -120,7 +130,7 @@ def cases(device: str, quick: bool) -> list[Case]:
 
 
 def _provider(name: str) -> Provider:
-    return lambda work: work.steps[name]()
+    return lambda work: work.update(name)
 
 
 def _case(shape: Shape, device: str, quick: bool) -> Case:
@@ -134,10 +144,12 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
 
     def prepare() -> Work:
         batch = replace(random_batch(config, shape.B, shape.T, torch.device(device)), slots=None)
-        steps = {"hotplate": _update(build(), batch, shape.precision)}
-        steps |= {name: _peer_update(make(build()), batch) for name, make in others.items()}
-        steps |= {name + KEPT: steps[name] for name in kept}
-        return Work(batch, steps)
+        makers = {"hotplate": lambda: _update(build(), batch, shape.precision)}
+        makers |= {name: partial(peer, make, batch) for name, make in others.items()}
+        return Work(batch, makers | {name + KEPT: makers[name] for name in kept})
+
+    def peer(make: Build, batch: Batch) -> Update:
+        return _peer_update(make(build()), batch)
 
     def truth(work: Work) -> Sequence[Tensor]:
         model = build().double()

@@ -1,23 +1,31 @@
-"""Times the providers of a case side by side: rounds interleave them, so that a slow minute falls on all of them."""
+"""Times the providers of a case side by side: rounds interleave them, so that a slow minute falls on all of them.
+
+On a GPU they share a process. On CPUs each has its own, as it would where its users run it: in a common one some pay
+for the state in which others leave the heap, and some are served by it.
+"""
 
 import ctypes
 import gc
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
-from hotplate.bench.harness import KEPT, OURS, Case, checked
-from hotplate.train.heap import adjustable, keep_freed_memory, return_freed_memory
+from hotplate.bench import apart
+from hotplate.bench.harness import KEPT, OURS, Case, NotTimed, checked, error, tolerable
+from hotplate.train.heap import keep_freed_memory
 from hotplate.train.throughput import peak_memory, reset_peak_memory, resident_memory
 
 MIN_ROUNDS = 5  # fewer have no 20th and 80th percentile worth the name
 CASE_SECONDS = 20.0  # after this long a case makes do with MIN_ROUNDS
-SETTLING_CALLS, SETTLING_SECONDS = 16, 2.0  # at the most, before a provider's timed call
+SETTLING_CALLS, SETTLING_SECONDS = 16, 10.0  # at the most, until memory that is kept fits a call
 FEW_FAULTS = 32
 CACHE_FLUSH_BYTES = 256 << 20  # larger than the last-level cache of any GPU this runs on
 
@@ -45,48 +53,106 @@ class Meter:
         self.seconds += 1e-3 * milliseconds
 
 
-def measure(case: Case, rounds: int) -> dict[str, Samples]:
-    """Every provider checked by one call, then timed over at most `rounds` shared rounds, settled each time.
+@dataclass(frozen=True)
+class Turns:
+    """What each provider does when its turn comes, by its name; all are right."""
 
-    WrongResult when a provider does not compute what the case asks for: nothing of it is timed.
+    errors: Mapping[str, float]
+    time: Callable[[str], tuple[float, float | None]]  # wall and processor milliseconds of one call
+    peak: Callable[[str], int | None]  # bytes
+
+
+def measure(case: Case, rounds: int) -> dict[str, Samples]:
+    """Every provider checked by one call, then timed over at most `rounds` shared rounds.
+
+    NotTimed when a provider does not compute what the case asks for, or ends: nothing is timed.
     """
-    inputs, errors = checked(case)
-    calls = {name: partial(provider, inputs) for name, provider in case.providers.items()}
-    found = {name: Samples(errors[name]) for name in calls}
-    flush = torch.empty(CACHE_FLUSH_BYTES if case.device == "cuda" else 0, dtype=torch.uint8, device=case.device)
-    settles = case.device == "cpu" and adjustable()
-    begin = time.perf_counter()
-    for done in range(max(rounds, MIN_ROUNDS)):
-        if done >= MIN_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
-            break
-        for name, call in calls.items():
-            if settles:
-                _settle(name, call)
-            if case.device == "cuda":
-                found[name].wall.append(_time_cuda(call, flush))
-            else:
-                wall, busy = _time_cpu(call)
-                found[name].wall.append(wall)
-                found[name].busy.append(busy)
-    for name, call in calls.items():
-        if settles:
-            _settle(name, call)
-        found[name].peak_bytes = peak_bytes(call, torch.device(case.device))
-    if settles:
-        return_freed_memory()
+    try:
+        return _measured(case, rounds)
+    except apart.Ended as reason:
+        raise NotTimed(str(reason)) from None
+
+
+def _measured(case: Case, rounds: int) -> dict[str, Samples]:
+    with (_apart if case.device == "cpu" else _together)(case) as turns:
+        found = {name: Samples(off) for name, off in turns.errors.items()}
+        begin = time.perf_counter()
+        for done in range(max(rounds, MIN_ROUNDS)):
+            if done >= MIN_ROUNDS and time.perf_counter() - begin > CASE_SECONDS:
+                break
+            for name, samples in found.items():
+                wall, busy = turns.time(name)
+                samples.wall.append(wall)
+                samples.busy += [] if busy is None else [busy]
+        for name, samples in found.items():
+            samples.peak_bytes = turns.peak(name)
     return found
 
 
-def _settle(name: str, call: Callable[[], object]) -> None:
-    """Sets the C library as the provider wants it, and calls once, or with memory kept until no page is new: a hole
-    that an aligned block left does not fit the next one before it has joined another."""
+@contextmanager
+def _together(case: Case) -> Iterator[Turns]:
+    """In this process, on a GPU."""
+    inputs, errors = checked(case)
+    flush = torch.empty(CACHE_FLUSH_BYTES, dtype=torch.uint8, device=case.device)
+    calls = {name: partial(provider, inputs) for name, provider in case.providers.items()}
+    device = torch.device(case.device)
+    yield Turns(
+        errors, lambda name: (_time_cuda(calls[name], flush), None), lambda name: peak_bytes(calls[name], device)
+    )
+
+
+@contextmanager
+def _apart(case: Case) -> Iterator[Turns]:
+    """A process for each, and one for the truth, which ends before anything is timed."""
+    with ExitStack() as ends:
+        seats = {
+            name: ends.enter_context(apart.start(f"{case}: {name}", partial(_seat, case, name)))
+            for name in case.providers
+        }
+        with apart.start(f"{case}: the truth", partial(_judge, case)) as judge:
+            errors = {name: judge.ask(seat.ask("results")) for name, seat in seats.items()}
+        yield Turns(tolerable(case, errors), lambda name: seats[name].ask("time"), lambda name: seats[name].ask("peak"))
+
+
+def _judge(case: Case) -> Callable[[bytes], float]:
+    torch.manual_seed(0)
+    truth = case.truth(case.prepare())
+
+    def judged(packed: bytes) -> float:
+        results = load(packed)
+        return error([results[str(n)] for n in range(len(results))], truth)
+
+    return judged
+
+
+def _seat(case: Case, name: str) -> Callable[[str], Any]:
+    """The provider, with the C library set as it wants it; each timed call follows one that is not."""
     kept = name in OURS or name.endswith(KEPT)
     if kept:
         keep_freed_memory()
-    else:
-        return_freed_memory()
+    torch.manual_seed(0)  # what every process prepares must be the same
+    call = partial(case.providers[name], case.prepare())
+
+    def answer(question: str) -> Any:
+        if question == "peak":
+            return peak_bytes(call, torch.device(case.device))
+        if question == "time":
+            call()
+            return _time_cpu(call)
+        results = [x.detach().clone(memory_format=torch.contiguous_format) for x in call()]
+        packed = save({str(n): x for n, x in enumerate(results)})
+        if kept:
+            _settle(call)
+        return packed
+
+    return answer
+
+
+def _settle(call: Callable[[], object]) -> None:
+    """Calls until no page is new: a hole that an aligned block left does not fit the next one before it has joined
+    another."""
     begin = time.perf_counter()
-    for _ in range(SETTLING_CALLS if kept else 1):
+    for _ in range(SETTLING_CALLS):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         call()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

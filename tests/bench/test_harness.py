@@ -1,15 +1,20 @@
 import dataclasses
 import json
+import multiprocessing
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from hotplate.bench import plots, rates, registry, results, timing
 from hotplate.bench.commands.bench import CASES, main
-from hotplate.bench.harness import KEPT, OURS, Case, WrongResult, checked, error, floor_ms
+from hotplate.bench.harness import KEPT, OURS, Case, NotTimed, checked, error, floor_ms
 from hotplate.bench.rates import Rates
 from hotplate.bench.results import Row
 from hotplate.bench.table import table
@@ -63,65 +68,91 @@ def test_rows_say_who_did_what_how_fast():
 
 
 @pytest.fixture
-def unsettled(monkeypatch):
-    """As on a GPU: nothing is called but what is timed."""
-    monkeypatch.setattr(timing, "adjustable", lambda: False)
+def noted(tmp_path):
+    """(writes a line, reads all lines): providers run in other processes."""
+    path = tmp_path / "notes"
+
+    def note(*words) -> None:
+        with path.open("a") as file:
+            print(*words, file=file)
+
+    return note, lambda: [line.split() for line in path.read_text().splitlines()]
 
 
-def test_providers_take_turns(unsettled):
-    calls = []
+def test_providers_take_turns_each_in_a_process_of_its_own(noted):
+    note, lines = noted
 
     def provider(name):
-        return lambda x: (calls.append(name), [2 * x])[1]
+        return lambda x: (note(name, os.getpid()), [2 * x])[1]
 
     measure(toy(a=provider("a"), b=provider("b")), rounds=6)
-    assert calls == ["a", "b"] * 8  # once to check, six rounds, once for the memory
+    names = [name for name, _ in lines()]
+    assert names == ["a", "b"] + ["a", "a", "b", "b"] * 6 + ["a", "b"]  # checked; rounds, every second timed; memory
+    assert len({tuple(line) for line in lines()}) == 2 and str(os.getpid()) not in {pid for _, pid in lines()}
+    assert not multiprocessing.active_children()
 
 
-def test_a_long_case_makes_do_with_fewer_rounds(unsettled, monkeypatch):
+def test_a_long_case_makes_do_with_fewer_rounds(monkeypatch):
     monkeypatch.setattr(timing, "CASE_SECONDS", 0.0)
-    calls = []
-    measure(toy(a=lambda x: (calls.append(1), [2 * x])[1]), rounds=100)
-    assert len(calls) == 1 + timing.MIN_ROUNDS + 1
+    found = measure(toy(a=lambda x: [2 * x]), rounds=100)
+    assert len(found["a"].wall) == len(found["a"].busy) == timing.MIN_ROUNDS
 
 
-def test_ours_run_with_memory_kept_and_peers_as_they_are_installed(monkeypatch):
-    """Each is called after its setting was made: that call is not timed."""
-    seen, setting = [], ["usual"]
-    monkeypatch.setattr(timing, "adjustable", lambda: True)
-    monkeypatch.setattr(timing, "keep_freed_memory", lambda: setting.append("kept"))
-    monkeypatch.setattr(timing, "return_freed_memory", lambda: setting.append("usual"))
-
-    def provider(name):
-        return lambda x: (seen.append((name, setting[-1])), [2 * x])[1]
-
-    peer, kept = "peer", f"peer{KEPT}"
-    measure(toy(**{name: provider(name) for name in ("native", peer, kept)}), rounds=5)
-    wanted = [("native", "kept")] * 2 + [(peer, "usual")] * 2 + [(kept, "kept")] * 2
-    assert seen[3:] == wanted * 6  # after the check; five rounds and the memory
-    assert setting[-1] == "usual"
-    assert {"native", "hotplate"} <= OURS
+def test_every_process_prepares_the_same():
+    drawn = dataclasses.replace(toy(a=lambda x: [2 * x], b=lambda x: [2 * x]), prepare=lambda: torch.randn(5))
+    assert {samples.error for samples in measure(drawn, rounds=5).values()} == {0.0}
 
 
 @pytest.mark.skipif(not heap.adjustable(), reason="this C library has no mallopt")
-def test_a_kernel_of_ours_pays_no_page_faults_that_its_trainer_does_not(monkeypatch):
-    faults, timed, time_cpu = [], [], timing._time_cpu
+def test_ours_run_with_memory_kept_and_peers_as_they_are_installed(noted):
+    """Page faults of a block that glibc gives back by itself."""
+    note, lines = noted
+    pages = (64 << 20) // (2 << 20)  # of the largest size there is
 
-    def provider(x):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.empty(16 << 20).fill_(1.0)
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        return [2 * x]
+    def provider(name):
+        def call(x):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.empty(16 << 20).fill_(1.0)
+            note(name.replace(" ", "-"), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+            return [2 * x]
 
-    def watched(call):
-        taken = time_cpu(call)
-        timed.append(faults[-1])
-        return taken
+        return call
 
-    monkeypatch.setattr(timing, "_time_cpu", watched)
-    measure(toy(native=provider), rounds=9)
-    assert len(timed) == 9
-    assert statistics.median(timed) < (64 << 20) // (2 << 20), timed  # pages of the largest size there is
+    peer, kept = "peer", f"peer{KEPT}"
+    measure(toy(**{name: provider(name) for name in ("native", peer, kept)}), rounds=9)
+    faults = {name: [int(n) for who, n in lines() if who == name.replace(" ", "-")] for name in ("native", peer, kept)}
+    timed = {name: statistics.median(taken[-19:-1:2]) for name, taken in faults.items()}  # before them checks, settling
+    assert timed["native"] < pages and timed[kept] < pages and timed[peer] >= pages, timed
+    assert {"native", "hotplate"} <= OURS
+
+
+def test_a_provider_that_ends_stops_the_case(capfd):
+    case = toy(right=lambda x: [2 * x], dying=lambda x: os._exit(7))
+    with pytest.raises(NotTimed, match=r"toy\[double-cpu-float32\]: dying ended without an answer, exit code 7"):
+        measure(case, rounds=5)
+    with pytest.raises(NotTimed, match="raising ended without an answer, exit code 1"):
+        measure(toy(raising=lambda x: [x @ torch.ones(3)]), rounds=5)
+    assert "inconsistent tensor size" in capfd.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+ORPHAN = """
+import os, torch
+from hotplate.bench import apart
+apart.POLL_SECONDS = 0.1
+child = apart.start("child", lambda: lambda question: question)
+assert child.ask("here") == "here"
+print(child.process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_no_process_outlives_the_one_that_asks():
+    out = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{int(out)}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{int(out)}").exists()
 
 
 def test_the_memory_of_a_call_is_what_it_takes_at_once():
@@ -145,10 +176,11 @@ def test_the_memory_of_a_call_is_what_it_takes_at_once():
         lambda x: [2 * x, 2 * x],
     ],
 )
-def test_a_wrong_provider_stops_the_case_before_anything_is_timed(monkeypatch, wrong):
-    monkeypatch.setattr(timing, "_time_cpu", lambda call: pytest.fail("timed"))
-    with pytest.raises(WrongResult, match=r"toy\[double-cpu-float32\]: error above 1e-06: wrong .*not timed"):
-        measure(toy(right=lambda x: [2 * x], wrong=wrong), rounds=5)
+def test_a_wrong_provider_stops_the_case_before_anything_is_timed(noted, wrong):
+    note, lines = noted
+    with pytest.raises(NotTimed, match=r"toy\[double-cpu-float32\]: error above 1e-06: wrong .*not timed"):
+        measure(toy(right=lambda x: (note("called"), [2 * x])[1], wrong=wrong), rounds=5)
+    assert len(lines()) == 1
 
 
 def test_error_is_a_share_of_the_norm_of_the_worst_result():
