@@ -7,7 +7,6 @@ its weights to start from), a preset shipped in train/presets, a model size of m
 
 import dataclasses
 import difflib
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from hotplate.model.presets import PRESETS
 from hotplate.train.checkpoint import MANIFEST, find
 from hotplate.train.config import RunConfig, TrainConfig
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import read_toml
 
 SHIPPED = Path(__file__).parent / "presets"
 Config = TypeVar("Config")
@@ -43,10 +43,7 @@ def load_preset(name: str, seen: tuple[str, ...] = ()) -> TrainConfig:
         near = difflib.get_close_matches(name, preset_names(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(preset_names())}"
         raise InputError(f"preset: {name[:200]!r} is neither a .toml file nor a preset{hint}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+    values = read_toml(path)
     base = values.pop("extends", None)
     start = load_preset(str(base), (*seen, name)) if base is not None else TrainConfig()
     return merge(start, values, str(path))

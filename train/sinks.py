@@ -105,9 +105,13 @@ class Sinks:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a last line cut by a crash is left out."""
+    """Records of a metrics.jsonl; a last line cut by a crash is left out. InputError where the file cannot be read."""
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the records of a run: {error.strerror}") from error
+    for line in text.splitlines():
         try:
             record = parse_json(line)
         except ValueError:

@@ -1,6 +1,8 @@
-"""JSON from files that may be anything: damaged, huge, or made to hurt."""
+"""JSON and TOML from files that may be anything: damaged, huge, or made to hurt."""
 
 import json
+import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,22 @@ def read_object(path: Path, what: str, mend: str, most: int = MOST_BYTES) -> dic
     if not isinstance(value, dict):
         raise InputError(f"{path}: not {what}: want a JSON object, got {type(value).__name__}; {mend}")
     return value
+
+
+def read_amounts(path: Path, what: str, unit: str, mend: str) -> dict[str, float]:
+    """Finite amounts above 0 by name, from a file as `read_object` takes it. InputError for anything else."""
+    amounts = read_object(path, what, mend)
+    for name, amount in amounts.items():
+        if not isinstance(amount, float | int) or isinstance(amount, bool) or not 0 < amount < math.inf:
+            raise InputError(f"{path}: {name}: want {unit} above 0, got {amount!r}; {mend}")
+    return amounts
+
+
+def read_toml(path: Path, mend: str = "correct it") -> dict[str, Any]:
+    """The tables in a TOML file. InputError says why it is none, and how to `mend` that."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}; {mend}") from error

@@ -17,6 +17,7 @@ from hotplate.bench.faults.arena import Arena, Broken
 from hotplate.bench.faults.nursery import Nursery
 from hotplate.bench.faults.scenario import Outcome, Scenario
 from hotplate.train.errors import InputError
+from hotplate.train.untrusted import read_object
 
 MODULES = ("kills", "launched", "disks", "signals", "numbers", "execution", "inputs", "saves", "devices")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -70,9 +71,9 @@ def write(path: Path, outcomes: Iterable[Outcome], machine: Mapping[str, object]
 
 
 def newest(kind: str, folder: Path = results.FOLDER) -> tuple[Path, dict[str, Any]] | None:
-    """The latest result file of a kind."""
+    """The latest result file of a kind. InputError when it is damaged."""
     found = sorted(folder.glob(f"{kind}-*.json"), key=lambda path: path.name[-15:])
-    return (found[-1], json.loads(found[-1].read_text(encoding="utf-8"))) if found else None
+    return (found[-1], read_object(found[-1], "a result", f"restore it: git checkout {found[-1]}")) if found else None
 
 
 def section(folder: Path = results.FOLDER) -> str:

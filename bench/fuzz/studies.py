@@ -18,6 +18,7 @@ from hotplate.train.science.batch_search import Row as Timed
 from hotplate.train.science.batch_search import Search, read_kept
 from hotplate.train.science.observations import read_run, read_table
 from hotplate.train.science.report import speed_of_light
+from hotplate.train.untrusted import read_toml
 
 PLAN = b"""models = ["gpt-nano"]\nclasses = ["20s"]\nseeds = [0, 1]\nfolder = "runs/x"\n[train]\nbatch = 4\n"""
 STUDY = b"""seeds = [0, 1]\n[train]\nbatch = 4\n[way.plain]\nmoments = "keep"\n"""
@@ -63,7 +64,7 @@ def studies(folder: Path) -> list[Target]:
 
 
 def _study(path: Path) -> None:
-    growth_study.load_plan(growth_study.read_values(path), str(path))
+    growth_study.load_plan(read_toml(path), str(path))
 
 
 def _timings() -> dict:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hotplate.train.errors import InputError
 from hotplate.train.resume import flatten
+from hotplate.train.untrusted import read_object
 
 FOLDER = Path(__file__).resolve().parent
 Budget = dict[str, Any]  # of one workload: counts by name, nested where they have parts
@@ -16,9 +18,16 @@ def path_of(gate: str) -> Path:
 
 
 def load(gate: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """{"versions": {...}, "workloads": {name: budget}}; empty where nothing is recorded."""
-    path = folder / f"{gate}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"versions": {}, "workloads": {}}
+    """{"versions": {...}, "workloads": {name: budget}}; empty where nothing is recorded. InputError for a damaged
+    file."""
+    path, tables = folder / f"{gate}.json", ("versions", "workloads")
+    if not path.exists():
+        return {name: {} for name in tables}
+    mend = f"restore it: git checkout {path}"
+    body = read_object(path, "recorded counts", mend)
+    if not all(isinstance(body.get(name), dict) for name in tables):
+        raise InputError(f"{path}: want objects {' and '.join(tables)}, got {sorted(body)}; {mend}")
+    return body
 
 
 def save(gate: str, versions: Mapping[str, str], workloads: Mapping[str, Budget], folder: Path = FOLDER) -> None:

@@ -99,6 +99,13 @@ def test_recording_makes_the_gate_pass(unchanged, tmp_path: Path) -> None:
     assert budgets.load("nothing", tmp_path)["workloads"] == {}
 
 
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n{}", '{"versions": {}}'])
+def test_a_damaged_record_is_to_be_restored(tmp_path: Path, content: str) -> None:
+    (tmp_path / "counts.json").write_text(content)
+    with pytest.raises(InputError, match=r"counts\.json: .*; restore it: git checkout"):
+        budgets.load("counts", tmp_path)
+
+
 def test_the_command_fails_where_something_differs(unchanged, monkeypatch, capsys) -> None:
     monkeypatch.setattr(counts, "workloads", lambda: [SAMPLE])
     monkeypatch.setattr(counts, "measure", lambda _: counts.Counts(**unchanged))

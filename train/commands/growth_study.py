@@ -10,12 +10,14 @@ import torch
 
 from hotplate.train import console, settings
 from hotplate.train.environment import environment
+from hotplate.train.errors import InputError
 from hotplate.train.plan import lay_out
 from hotplate.train.ranks import start
 from hotplate.train.science import growth_study
 from hotplate.train.science.growth_figure import draw
 from hotplate.train.step import resolve_precision
 from hotplate.train.throughput import measure
+from hotplate.train.untrusted import read_amounts, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     name, flags = settings.split_preset(arguments, str(Path(growth_study.__file__).with_suffix(".toml")))
     config = settings.parse(GrowthStudyConfig(), flags, "hotplate growth-study PLAN")
     path = Path(name)
-    values = growth_study.read_values(path)
+    values = read_toml(path)
     plan = growth_study.load_plan(values, str(path))
     if config.folder is not None:
         plan = replace(plan, folder=config.folder)
@@ -60,7 +62,11 @@ def _seconds_per_token(study: growth_study.Study) -> dict[str, float]:
     """Measured for the small model and every target, one after the other; kept in the study's folder."""
     path = study.folder / "seconds_per_token.json"
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        mend = "correct it, or delete it: they are measured again then"
+        kept = read_amounts(path, "the costs of a study", "seconds per token", mend)
+        if missing := [name for name in ("small", *study.large) if name not in kept]:
+            raise InputError(f"{path}: {missing[0]}: missing; {mend}")
+        return kept
     small = study.small
     ranks = start(small)
     try:

@@ -1,6 +1,5 @@
 """`hotplate sweep PLAN [flags]`: models x classes x seeds, each one run; the same command goes on where it stopped."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from hotplate.train import console, settings
 from hotplate.train.errors import InputError
 from hotplate.train.science import sweep
 from hotplate.train.science.sweep import Planned
+from hotplate.train.untrusted import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         plan = replace(plan, folder=config.folder)
     runs = sweep.plan_runs(plan, name)
     try:
-        slurm = json.loads(config.slurm)
+        slurm = parse_json(config.slurm)
     except ValueError as error:
         raise InputError(f"--slurm: not JSON: {error}") from error
     if not isinstance(slurm, dict):
@@ -69,10 +69,8 @@ def show(runs: Sequence[Planned]) -> None:
     for run in runs:
         cells = [str(run), run.status, "", "", ""]
         if run.status == "done":
-            summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-            split = next(iter(summary["splits"].values()), None)
-            score = "" if split is None else f"{split['normalised_perplexity']:.4f}"
-            cells[2:] = [console.quantity(summary["tokens"]), score, f"{summary['goodput']:.0%}"]
+            tokens, score, goodput = sweep.outcome(run)
+            cells[2:] = [console.quantity(tokens), "" if score is None else f"{score:.4f}", f"{goodput:.0%}"]
         elif run.status == "failed":
             cells[1] = f"failed: {sweep.failure(run)}"
         rows.append(cells)

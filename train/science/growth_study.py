@@ -8,9 +8,7 @@ model's training; gains are averaged over seeds as logarithms, with Student's in
 """
 
 import dataclasses
-import json
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from hotplate.train.config import TrainConfig
 from hotplate.train.errors import InputError
 from hotplate.train.growing import write_grown
 from hotplate.train.run import run
+from hotplate.train.sinks import read_records
 
 SCRATCH = "scratch"
 Say = Callable[[str], None]
@@ -67,16 +66,6 @@ class StudyPlan:
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """What a plan's TOML file holds. InputError where it is none."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
 def load_plan(values: dict[str, Any], where: str) -> StudyPlan:
     """The plan in a parsed TOML file. InputError for unknown keys, types or ways."""
     ways = values.pop("way", None)
@@ -111,9 +100,11 @@ class Curve:
 
 
 def read_curve(folder: Path) -> Curve:
-    """From a finished run's metrics.jsonl."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    points = [(r["tokens"], r["validation_loss"]) for r in records if "validation_loss" in r]
+    """From a finished run's metrics.jsonl. InputError when it holds no validation."""
+    records = read_records(folder / "metrics.jsonl")
+    points = [(r["tokens"], r["validation_loss"]) for r in records if {"tokens", "validation_loss"} <= r.keys()]
+    if not points:
+        raise InputError(f"{folder / 'metrics.jsonl'}: no validation in it; delete {folder}: it is trained again then")
     return Curve(tuple(p[0] for p in points), tuple(p[1] for p in points))
 
 

@@ -18,11 +18,9 @@ seeds, and a sweep that goes on later, spend hours of the same length.
 import dataclasses
 import difflib
 import json
-import math
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +37,7 @@ from hotplate.train.published import reference_throughput
 from hotplate.train.ranks import start
 from hotplate.train.step import resolve_precision
 from hotplate.train.throughput import measure
-from hotplate.train.untrusted import read_object
+from hotplate.train.untrusted import read_amounts, read_object, read_toml
 
 STUDIES = Path(__file__).parent.parent / "studies"
 LOG = "log.txt"  # in a run's folder: what the run printed
@@ -100,10 +98,7 @@ def load_plan(name: str) -> SweepPlan:
     known = ", ".join(sorted(study.stem for study in STUDIES.glob("*.toml")))
     if not path.is_file():
         raise InputError(f"sweep: {name!r} is neither a .toml file nor a shipped study ({known})")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+    values = read_toml(path)
     for key in ("train", "model"):
         if not isinstance(values.get(key, {}), dict):
             raise InputError(f"{path}: {key}: want a table, got {values[key]!r}")
@@ -147,7 +142,8 @@ def _check_folders(runs: Sequence[Planned], where: str) -> None:
     for run in runs:
         if not run.file.is_file():
             continue
-        saved = resume.flatten(tomllib.loads(run.file.read_text(encoding="utf-8")))
+        mend = "delete it if the folder's run is of this plan, or choose another folder"
+        saved = resume.flatten(read_toml(run.file, mend))
         now = resume.flatten(settings.to_table(run.config)) | {"tokens_per_second": saved.get("tokens_per_second")}
         changed = [key for key in sorted(saved | now) if saved.get(key) != now.get(key)]
         if changed:
@@ -173,11 +169,7 @@ def _config(plan: SweepPlan, model: str, where: str) -> TrainConfig:
 def read_speeds(path: Path) -> dict[str, float]:
     """Tokens/s by model, as a sweep keeps them. InputError when the file holds anything else."""
     mend = "correct it, or delete it: every model's throughput is measured again then"
-    speeds = read_object(path, "the throughputs of a sweep", mend)
-    for model, speed in speeds.items():
-        if not isinstance(speed, float | int) or isinstance(speed, bool) or not 0 < speed < math.inf:
-            raise InputError(f"{path}: {model}: want tokens/s above 0, got {speed!r}; {mend}")
-    return speeds
+    return read_amounts(path, "the throughputs of a sweep", "tokens/s", mend)
 
 
 def throughputs(runs: Sequence[Planned], folder: Path, say: Say) -> dict[str, float]:
@@ -274,8 +266,25 @@ def run_here(runs: Sequence[Planned], speeds: Mapping[str, float], say: Say) -> 
 
 
 def failure(run: Planned) -> str:
-    """The last thing that a failed run said."""
-    return str(json.loads((run.folder / "failed.json").read_text(encoding="utf-8"))["last"])
+    """The last thing that a failed run said. InputError when its note is damaged."""
+    path, mend = run.folder / "failed.json", "delete it, and sweep again: the run is tried again then"
+    last = read_object(path, "the note of a failed run", mend).get("last")
+    if not isinstance(last, str):
+        raise InputError(f"{path}: last: want text, got {last!r}; {mend}")
+    return last
+
+
+def outcome(run: Planned) -> tuple[int, float | None, float]:
+    """(tokens, normalised perplexity per byte of the first split if any, goodput) of a run that is done. InputError
+    when its summary is damaged."""
+    path, mend = run.folder / "summary.json", "delete it, and sweep again: the run is ended from its checkpoint then"
+    summary = read_object(path, "the summary of a run", mend)
+    try:
+        split = next(iter(summary["splits"].values()), None)
+        score = None if split is None else float(split["normalised_perplexity"])
+        return int(summary["tokens"]), score, float(summary["goodput"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: not the summary of a run: {type(error).__name__} {error}; {mend}") from error
 
 
 def submit(runs: Sequence[Planned], speeds: Mapping[str, float], folder: Path, cluster: str, slurm: Mapping[str, Any]):

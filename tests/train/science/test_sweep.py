@@ -178,6 +178,35 @@ def test_damaged_throughputs_start_nothing_and_say_what_to_do(
     assert "throughput.json: " in line and message in line and "delete it: every model's throughput" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message", "mend"),
+    [
+        ("failed.json", b'{"last": ', "not JSON", "delete it, and sweep again"),
+        ("failed.json", b"[]", "want a JSON object, got list", "delete it, and sweep again"),
+        ("failed.json", b'{"code": 1}', "last: want text, got None", "delete it, and sweep again"),
+        ("summary.json", b"\xff\xfe", "not JSON", "delete it, and sweep again"),
+        ("summary.json", b'{"tokens": 3}', "not the summary of a run: KeyError 'splits'", "delete it, and sweep again"),
+        ("summary.json", b'{"splits": []}', "not the summary of a run: AttributeError", "delete it, and sweep again"),
+        ("gpt-nano.toml", b"batch = ", "not valid TOML", "delete it if the folder's run is of this plan"),
+        ("gpt-nano.toml", b"\xff", "not valid TOML", "delete it if the folder's run is of this plan"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_with_what_to_do(
+    plan: Path, name: str, content: bytes, message: str, mend: str, capsys
+) -> None:
+    folder = plan_runs(load_plan(str(plan)), "plan")[0].folder
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+    assert guarded(sweep.main, [str(plan), "--status"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder / name}: " in line and message in line and mend in line
+
+
+def test_parameters_of_a_cluster_nested_too_deeply_are_a_mistake(plan: Path, capsys) -> None:
+    assert guarded(sweep.main, [str(plan), f"--slurm={'[' * 100_000}"]) == 2
+    assert "--slurm: not JSON: nested too deeply" in capsys.readouterr().err
+
+
 def test_a_reference_card_replaces_measuring(plan: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "throughput.json").unlink()
     named = replace(plan_runs(load_plan(str(plan)), "plan")[0], model="gpt-mini", config=load_preset("gpt-mini"))
