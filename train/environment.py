@@ -36,14 +36,17 @@ def git_revision() -> str | None:
     return found.stdout.strip()
 
 
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name; with its family and model, where the system tells: on virtual machines names alone are vague."""
+    facts: dict[str, str] = {}
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    number = f", family {facts['cpu family']} model {facts['model']}" if {"cpu family", "model"} <= set(facts) else ""
+    return facts["model name"] + number
 
 
 def environment(device: torch.device) -> dict[str, Any]:

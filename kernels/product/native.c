@@ -6,8 +6,9 @@
  * rows or S columns wide and K-major, so that the innermost loop reads both from start to end and keeps R x S sums in
  * registers: per step S / L loads, R broadcasts and R S / L fused products. An element's sum runs over K in chains of
  * CHAIN products, each in order, whatever the strides and the number of threads: results are bitwise the same. A block is
- * DEPTH deep, so that C is read and written again half as often as chains would ask for. Panels lie a line further apart
- * than they are long: at a power of two, the panels of a block would share few sets of a cache while they are filled.
+ * DEPTH deep: two chains, so that C is read and written again half as often, where the second cache holds ROWS of them.
+ * Panels lie a line further apart than they are long: at a power of two, the panels of a block would share few sets of a
+ * cache while they are filled.
  * Two bf16 that follow each other along K are a word of a panel, as an fp32 is; K counts words then, an odd last value
  * stands beside a 0, and a fused product adds the two products of a pair.
  */
@@ -25,13 +26,13 @@ typedef uint32_t word __attribute__((may_alias)); /* of a panel */
 #define APART static __attribute__((noinline))
 
 #if defined(__AVX512F__)
-enum { L = 16, R = 8 };
+enum { L = 16, R = 8, CHAINS = 2 };
 #elif defined(__AVX__)
-enum { L = 8, R = 6 };
+enum { L = 8, R = 6, CHAINS = 1 };
 #else
-enum { L = 4, R = 8 };
+enum { L = 4, R = 8, CHAINS = 1 };
 #endif
-enum { S = 2 * L, CHAIN = 512, DEPTH = 2 * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
+enum { S = 2 * L, CHAIN = 512, DEPTH = CHAINS * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
 enum { GAP = LINE / sizeof(word) };
 #define PANEL(wide, depth) ((wide) * (depth) + GAP) /* words of a panel */
 
@@ -65,7 +66,7 @@ int product_of_halves(void) {
 
 /* 1 where it was measured to be faster than torch's library (kernels/linear/README.md). */
 int product_pays(void) {
-#if defined(__AVX512F__) && defined(__x86_64__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__x86_64__)
     __builtin_cpu_init();
     return __builtin_cpu_is("amd") != 0;
 #else
@@ -73,8 +74,9 @@ int product_pays(void) {
 #endif
 }
 
-#if defined(__AVX512F__)
-/* The rows of x, `row` bytes apart, become columns: 8 x 8 words at a time. */
+#if defined(__AVX__)
+/* The rows of x, `row` bytes apart, become columns: 8 x 8 words at a time, written in order, so that the next column may
+ * lie over the end of one. */
 typedef word eight __attribute__((vector_size(32)));
 typedef word loose_eight __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int32_t eight_places __attribute__((vector_size(32)));
@@ -96,10 +98,10 @@ INLINE void transpose_8x8(const char *x, int64_t row, word *out, int64_t out_row
             r[i + 2 * j] = SHUFFLE(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
             r[i + 2 * j + 1] = SHUFFLE(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
         }
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++)
         *(loose_eight *)(out + i * out_row) = SHUFFLE(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    for (int i = 0; i < 4; i++)
         *(loose_eight *)(out + (i + 4) * out_row) = SHUFFLE(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
 }
 #endif
 
@@ -140,8 +142,8 @@ INLINE void pack(const char *x, int64_t row, int64_t column, int64_t rows, int64
         const int64_t here = rows - first < wide ? rows - first : wide;
         int64_t k = from;
         if (here < wide) memset(out, 0, sizeof(word) * wide * depth);
-#if defined(__AVX512F__)
-        if (here == wide && column == 1)
+#if defined(__AVX__)
+        if (rows - first >= (wide + 7) / 8 * 8 && column == 1) /* of 6 rows, two more are read, and written over */
             for (; k + 8 <= end && (!half || 2 * (k + 8) <= K); k += 8)
                 for (int i = 0; i < wide; i += 8)
                     transpose_8x8(x + i * row * size + 4 * k, row * size, out + (k - from) * wide + i, wide);
@@ -186,7 +188,7 @@ INLINE void tile_of(int64_t depth, const word *restrict a, const word *restrict 
         for (; a < end; a += R, b += S) {
             const lanes left = *(const lanes *)b, right = *(const lanes *)(b + L);
             __builtin_prefetch(b + 8 * S);
-            __builtin_prefetch(b + 8 * S + L);
+            if (S * sizeof(word) > LINE) __builtin_prefetch(b + 8 * S + L); /* the second line of a row */
 #pragma GCC unroll 8
             for (int i = 0; i < R; i++) {
                 sum[i][0] = fused(sum[i][0], a + i, left, half);

@@ -20,7 +20,7 @@ from hotplate.bench.results import Row
 from hotplate.bench.table import table
 from hotplate.bench.timing import measure, peak_bytes
 from hotplate.train import heap
-from hotplate.train.environment import environment
+from hotplate.train.environment import environment, processor
 from hotplate.train.errors import InputError
 
 FIELDS = {
@@ -211,6 +211,20 @@ def test_the_machine_is_named():
     record = environment(torch.device("cpu"))
     assert record["name"] and record["cores"] >= 1 and record["versions"]["torch"] == torch.__version__
     assert results.path_for({"name": "AMD EPYC (x)", "date": "2026-01-02T03"}).name == "amd-epyc-x-2026-01-02.json"
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path):
+    info = tmp_path / "cpuinfo"
+    one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nflags\t\t: fpu vme\n\n"
+    found = []
+    for model in (1, 17):
+        info.write_text(2 * one.format(model))
+        found.append(processor(info))
+    assert found == ["AMD EPYC, family 25 model 1", "AMD EPYC, family 25 model 17"]
+    info.write_text("processor\t: 0\nmodel name\t: ARMv8 Processor rev 1\n")
+    assert processor(info) == "ARMv8 Processor rev 1"
+    info.write_text("processor\t: 0\n")
+    assert processor(info) and processor(tmp_path / "absent") == processor(info)
 
 
 def test_the_command_writes_what_it_shows(tmp_path, capsys):

@@ -102,6 +102,18 @@ def test_processes_may_build_at_once(fresh):
     assert len(list(build.cache_folder().iterdir())) == 1
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="no x86 processor: other flags")
+@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3", "x86-64-v4", "sapphirerapids"])
+def test_every_room_compiles_for_other_processors(march):
+    """Each has forms for some instruction sets that this processor may lack, and for none."""
+    command, _ = build._toolchain()
+    for room in build.rooms():
+        source = build.KERNELS / room / "native.c"
+        flags = [*build._flags(), f"-march={march}", f"-I{build.HEADERS}", "-fsyntax-only", str(source)]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_without_a_compiler_auto_is_eager_and_native_says_why(fresh, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     gates = torch.zeros(1)
