@@ -213,6 +213,12 @@ def test_the_machine_is_named():
     assert results.path_for({"name": "AMD EPYC (x)", "date": "2026-01-02T03"}).name == "amd-epyc-x-2026-01-02.json"
 
 
+def test_rates_of_bf16_are_no_less_than_of_its_fp32_copies():
+    """Also on processors whose products of bf16 take minutes."""
+    matmul = {dtype: rates.measured_rates("cpu", dtype).matmul_flops_per_s for dtype in (torch.float32, torch.bfloat16)}
+    assert matmul[torch.bfloat16] > 0.5 * matmul[torch.float32]
+
+
 def test_processors_of_one_name_are_told_apart(tmp_path):
     info = tmp_path / "cpuinfo"
     one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nflags\t\t: fpu vme\n\n"
