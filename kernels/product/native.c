@@ -33,7 +33,7 @@ enum { L = 8, R = 6, CHAINS = 1 };
 enum { L = 4, R = 8, CHAINS = 1 };
 #endif
 enum { S = 2 * L, CHAIN = 512, DEPTH = CHAINS * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
-enum { GAP = LINE / sizeof(word) };
+enum { GAP = LINE / sizeof(word), AHEAD = 8 }; /* k whose memory is fetched while one is packed: each is another page */
 #define PANEL(wide, depth) ((wide) * (depth) + GAP) /* words of a panel */
 
 typedef float lanes __attribute__((vector_size(sizeof(float) * L)));
@@ -124,6 +124,7 @@ INLINE void pack(const char *x, int64_t row, int64_t column, int64_t rows, int64
             word *to = out + (k - from) * wide;
             if (!half) {
                 const char *at = x + 4 * k * column;
+                for (int64_t n = 0; n < 4 * first; n += LINE) __builtin_prefetch(at + 4 * AHEAD * column + n);
                 for (int64_t i = 0; i < first; i += wide, to += pitch) memcpy(to, at + 4 * i, 4 * wide);
             } else if (2 * k + 1 < K) {
                 const bf16 *low = (const bf16 *)x + 2 * k * column, *high = low + column;
