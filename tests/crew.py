@@ -65,10 +65,13 @@ def main() -> None:
     """Answer what comes in, line by line, each by a fork: nothing of one run's is left for the next."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is no answer
-    import deepspeed  # noqa: F401
+    import deepspeed
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - takes torch's compiler along
 
-    import hotplate.train.commands.train  # noqa: F401
+    from hotplate.bench.faults import nursery
 
+    nursery.load()
+    assert deepspeed.ops.__compatible_ops__  # found out with a C compiler, and kept
     for line in sys.stdin:
         if (child := os.fork()) == 0:
             try:

@@ -4,6 +4,7 @@ Importing torch takes seconds, a killed run is started again a thousand times. T
 operation, so that a fork inherits no thread. A child is a process like any other: its own id, signals, files, death.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -16,6 +17,10 @@ from typing import Any
 
 POLL_SECONDS = 0.002
 LIMIT_SECONDS = 240.0
+LOADED = (
+    *("hotplate.bench.faults.child", "hotplate.train.commands.data", "hotplate.train.commands.train"),
+    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+)
 
 
 class Child:
@@ -136,12 +141,15 @@ def _ended(process: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
+def load() -> None:
+    """Import, once for all, what every training run would: commands, and what they import while they run."""
+    for name in LOADED:
+        importlib.import_module(name)
+
+
 def serve() -> None:
     """Answer requests until there are no more."""
-    import hotplate.bench.faults.child
-    import hotplate.train.commands.data
-    import hotplate.train.commands.train  # noqa: F401 - what children would import, once for all
-
+    load()
     for line in sys.stdin:
         request = json.loads(line)
         answer = _ended(request["poll"]) if "poll" in request else _born(request)

@@ -1,5 +1,6 @@
 """Faults brought about for real, few times each: the catalogue's trials. `hotplate faults` does all of them, often."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -47,6 +48,7 @@ def test_a_broken_promise_is_an_outcome_and_an_exit_code(arena: Arena, monkeypat
     outcome = catalogue.tried(scenario, arena, 3)
     assert outcome.kept is False and "a checkpoint was lost" in outcome.happened
     monkeypatch.setattr(catalogue, "scenarios", lambda: [scenario])
+    monkeypatch.setattr(catalogue, "arena", lambda: contextlib.nullcontext(arena))
     assert command.main(["R1", "--quick", "--json", str(tmp_path / "result.json")]) == 1
     assert json.loads((tmp_path / "result.json").read_text())["faults"][0]["kept"] is False
     assert "1 promises broken" in capsys.readouterr().out

@@ -1,13 +1,13 @@
 """A small prepared data set, and runs of the trainer in this process and in others."""
 
-import os
-import subprocess
-import sys
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, TINY, invented_text
+from tiny import TINY, invented_text
 
+from hotplate.bench.faults.nursery import Nursery
 from hotplate.train.commands import guarded
 from hotplate.train.data.prepare import PrepareConfig, prepare
 
@@ -29,24 +29,28 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def hotplate(tmp_path: Path):
-    """A function (*arguments, ranks=1, expect=0) that runs `train/main.py` in a process: (output, errors)."""
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts commands in processes of their own, without the seconds that loading torch takes."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as server:
+        yield server
 
-    def run(*arguments: str, ranks: int = 1, expect: int = 0, environment: dict[str, str] | None = None):
-        python = [sys.executable]
-        if ranks > 1:
-            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        done = subprocess.run(
-            [*python, str(ROOT / "train" / "main.py"), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout, done.stderr
+
+@pytest.fixture
+def hotplate(nursery: Nursery):
+    """A function (*arguments, ranks=1, expect=0) that trains in a process per rank: what the first one printed."""
+
+    def run(*arguments: str, ranks: int = 1, expect: int = 0) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        group |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+        environments = [{**group, "RANK": str(n), "LOCAL_RANK": str(n)} if ranks > 1 else {} for n in range(ranks)]
+        children = [nursery.start(["train", *arguments], **environment) for environment in environments]
+        for child in children:
+            assert child.wait() == expect, f"exit {child.code}\n{child.text}"
+        return children[0].text
 
     return run
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import losses, same, weights
-from tiny import ROOT, TINY
+from tiny import TINY
 
 from hotplate.train import checkpoint, loop, step
 from hotplate.train.errors import InputError
@@ -115,19 +113,17 @@ def test_resumed_equals_uninterrupted_bit_for_bit(train_tiny, tmp_path: Path, mo
     same(whole, broken)
 
 
-def test_killed_outright_and_resumed_by_the_same_command(prepared: Path, hotplate, tmp_path: Path) -> None:
+def test_killed_outright_and_resumed_by_the_same_command(prepared: Path, nursery, hotplate, tmp_path: Path) -> None:
     flags = [*TINY, f"--data.source={prepared}", "--budget=40steps", "--run.checkpoint-every=0.1", "--run.resume=auto"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     hotplate(*flags, f"--run.folder={whole}")
-    command = [sys.executable, str(ROOT / "train" / "main.py"), *flags, f"--run.folder={broken}"]
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        before = len(checkpoint.listing(broken / "checkpoints"))
-        newest = checkpoint.listing(broken / "checkpoints")[-1:] if before else []
+        newest = checkpoint.listing(broken / "checkpoints")[-1:]
+        process = nursery.start(["train", *flags, f"--run.folder={broken}"])
         while checkpoint.listing(broken / "checkpoints")[-1:] == newest and process.poll() is None:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     hotplate(*flags, f"--run.folder={broken}")
     same(whole, broken)
     paid = json.loads((broken / "summary.json").read_text())["paid_seconds"]
@@ -135,7 +131,7 @@ def test_killed_outright_and_resumed_by_the_same_command(prepared: Path, hotplat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_finishes_the_step_saves_and_says_so(prepared: Path, tmp_path: Path, number: int) -> None:
+def test_a_signal_finishes_the_step_saves_and_says_so(prepared: Path, nursery, tmp_path: Path, number: int) -> None:
     folder = tmp_path / "run"
     flags = [
         *TINY,
@@ -144,21 +140,12 @@ def test_a_signal_finishes_the_step_saves_and_says_so(prepared: Path, tmp_path: 
         f"--run.folder={folder}",
         "--evaluation.every=0",
     ]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train" / "main.py"), *flags],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            process.send_signal(number)
-            break
-    rest = process.stdout.read()
+    process = nursery.start(["train", *flags])
+    process.wait_for("\nstep 5/")
+    process.send(number)
     assert process.wait(60) == 0
     name = signal.Signals(number).name
-    assert f"stopped by {name} after step" in rest and "--run.resume auto" in rest
+    assert f"stopped by {name} after step" in process.text and "--run.resume auto" in process.text
     note = json.loads((folder / "preempted.json").read_text())
     assert note["signal"] == name
     saved = checkpoint.load(checkpoint.listing(folder / "checkpoints")[-1])
@@ -168,8 +155,8 @@ def test_a_signal_finishes_the_step_saves_and_says_so(prepared: Path, tmp_path: 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_ranks_equal_one(prepared: Path, hotplate, tmp_path: Path, mode: str) -> None:
     flags = [*TINY, f"--data.source={prepared}", "--budget=10steps", "--optimizer.eps=1e-4", *MODES[mode]]
-    hotplate(*flags, "--run.folder=one")
-    hotplate(*flags, "--run.folder=two", ranks=2)
+    hotplate(*flags, f"--run.folder={tmp_path / 'one'}")
+    hotplate(*flags, f"--run.folder={tmp_path / 'two'}", ranks=2)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert [step for step, _ in one] == [step for step, _ in two] == list(range(1, 11))
     for (_, a), (_, b) in zip(one, two, strict=True):
@@ -181,8 +168,8 @@ def test_two_ranks_equal_one(prepared: Path, hotplate, tmp_path: Path, mode: str
 
 def test_narrow_gradients_of_all_micro_batches_are_exchanged(prepared: Path, hotplate, tmp_path: Path) -> None:
     flags = [*TINY, f"--data.source={prepared}", "--budget=2steps", "--precision=bf16", "--micro-batch=2"]
-    hotplate(*flags, "--run.folder=one")
-    hotplate(*flags, "--run.folder=two", ranks=2)
+    hotplate(*flags, f"--run.folder={tmp_path / 'one'}")
+    hotplate(*flags, f"--run.folder={tmp_path / 'two'}", ranks=2)
     moments = []
     for name in ("one", "two"):
         state = checkpoint.load(checkpoint.listing(tmp_path / name / "checkpoints")[-1]).optimizer
@@ -194,8 +181,8 @@ def test_narrow_gradients_of_all_micro_batches_are_exchanged(prepared: Path, hot
 
 def test_a_run_goes_on_with_another_number_of_ranks(prepared: Path, hotplate, tmp_path: Path) -> None:
     flags = [*TINY, f"--data.source={prepared}", "--budget=8steps", *MODES["stream"], "--optimizer.eps=1e-4"]
-    hotplate(*flags, "--run.folder=one")
-    stop = ["--run.folder=two", "--run.checkpoint-every=0.5"]
+    hotplate(*flags, f"--run.folder={tmp_path / 'one'}")
+    stop = [f"--run.folder={tmp_path / 'two'}", "--run.checkpoint-every=0.5"]
     hotplate(*flags, *stop, ranks=2)
     last = checkpoint.listing(tmp_path / "two" / "checkpoints")[-1]
     assert len(checkpoint.listing(tmp_path / "two" / "checkpoints")) == 2
@@ -246,9 +233,9 @@ def test_two_processes_cannot_share_a_run_folder(prepared: Path, tmp_path: Path,
     from hotplate.train.guard import RunLock
 
     lock = RunLock(tmp_path / "run")
-    flags = [*TINY, f"--data.source={prepared}", "--budget=2steps", "--run.folder=run"]
-    _, errors = hotplate(*flags, expect=2)
-    assert f"in use by process {os.getpid()}" in errors and "another --run.folder" in errors
+    flags = [*TINY, f"--data.source={prepared}", "--budget=2steps", f"--run.folder={tmp_path / 'run'}"]
+    said = hotplate(*flags, expect=2)
+    assert f"in use by process {os.getpid()}" in said and "another --run.folder" in said
     lock.release()
     hotplate(*flags)
 

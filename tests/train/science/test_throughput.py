@@ -4,6 +4,7 @@ import csv
 import json
 import time
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,9 @@ def test_tuning_survives_what_does_not_fit_and_refuses_a_chosen_micro_batch(monk
     assert tuned("m", replace(CONFIG, batch=12, execution=ExecutionConfig(tune=True)), CPU).micro_batch == 2
 
 
-def test_the_tune_command_measures_whole_updates(tmp_path: Path, capsys) -> None:
+def test_the_tune_command_measures_whole_updates(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Graphs are captured, and run without Inductor, whose code others test: here it would only take its time."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     flags = ["--train.batch=2", "--train.data.window=16", "--train.model.layers=1", "--train.model.vocab=64"]
     path = tmp_path / "t.json"
     flags += ["--train.execution.threads=1", "--train.device=cpu"]
