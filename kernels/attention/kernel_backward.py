@@ -48,17 +48,25 @@ def load_pairs(pairs, row, left, R: tl.constexpr):
 
 @triton.jit
 def gather_keys(
-    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, last, row, Lq,
-    column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
-    M: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, last, row, Lq, heads, positions,
+    q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
+    GROUP: tl.constexpr, M: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Takes the queries from `first` to `last` into dk / scale and dv. Scores are transposed: p feeds a product from
-    registers. lse = inf gives the rows after the document no weight."""
-    for query in tl.range(first, last, M):
+    """Takes the queries from `first` to `last` of GROUP heads from `heads` on into dk / scale and dv.
+
+    One loop over blocks and heads: within a loop over heads, the sums spilled. Scores are transposed: p feeds a product
+    from registers. lse = inf gives the rows after the document no weight.
+    """
+    EARLY: tl.constexpr = KP >= 16 * M  # dp before the scores, or sums of 256 features on sm_90 spill within the loop
+    for step in tl.range(0, tl.cdiv(last - first, M) * (M * GROUP), M):
+        query, head = first + step // (M * GROUP) * M, heads + step // M % GROUP
         rows = query + tl.arange(0, M)
-        q_block = load_rows(q, row + query, column_q, q_row, Lq - query, M, K, KP, DESCRIBED, True)
-        lse_row, delta_row = load_pairs(pairs, row + query, Lq - query, M)
+        q_block = load_rows(q, row + query, head * q_head, q_row, Lq - query, M, K, KP, DESCRIBED, True)
+        if EARLY:
+            d_block = load_rows(dout, row + query, head * dout_head, dout_row, Lq - query, M, K, KP, DESCRIBED, True)
+            dp = tl.dot(v_block, tl.trans(d_block), input_precision=PRECISION)
+        lse_row, delta_row = load_pairs(pairs + 2 * head * positions, row + query, Lq - query, M)
         s = tl.dot(k_block, tl.trans(q_block), input_precision=PRECISION)
         if SOFTCAP:
             curve = bent(s, squeeze, FAST)
@@ -66,24 +74,28 @@ def gather_keys(
         if MASKED:
             s = hidden(s, (rows + offset)[None, :], key[:, None], window, WINDOW)
         p = power(s * unit - lse_row[None, :], PRECISION == "ieee")
-        d_block = load_rows(dout, row + query, column_d, dout_row, Lq - query, M, K, KP, DESCRIBED, True)
-        dv_acc = tl.dot(p.to(d_block.dtype), d_block, dv_acc, input_precision=PRECISION)
-        ds = p * (tl.dot(v_block, tl.trans(d_block), input_precision=PRECISION) - delta_row[None, :])
+        if not EARLY:
+            d_block = load_rows(dout, row + query, head * dout_head, dout_row, Lq - query, M, K, KP, DESCRIBED, True)
+        weight = p.to(d_block.dtype)
         if SOFTCAP:
-            ds = ds * (1.0 - curve * curve)
+            p = p * (1.0 - curve * curve)
+        dv_acc = tl.dot(weight, d_block, dv_acc, input_precision=PRECISION)
+        if not EARLY:
+            dp = tl.dot(v_block, tl.trans(d_block), input_precision=PRECISION)
+        ds = p * (dp - delta_row[None, :])
         dk_acc = tl.dot(ds.to(q_block.dtype), q_block, dk_acc, input_precision=PRECISION)
     return dk_acc, dv_acc
 
 
 @triton.jit
 def keys_kernel(
-    q, k, v, dout, q_tail, dout_tail, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
+    q, k, v, dout, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
-    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TAIL: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [keys, Hkv, K]. q and dout are descriptors where DESCRIBED; TAIL: see walks.py.
+    """dk and dv [keys, Hkv, K]. q and dout are descriptors where DESCRIBED.
 
     Tiles come deepest first, which is least work here: the list is mirrored within its document.
     """
@@ -99,36 +111,23 @@ def keys_kernel(
         v_block = load_rows(v, row_k, wide * v_head, v_row, left, N, K, KP, False, True)
         dk_acc, dv_acc = tl.zeros([N, KP], tl.float32), tl.zeros([N, KP], tl.float32)
         first, begin, full, last = queries_of(low, offset, Lq, N, M, window, WINDOW)
-        edge, end = Lq // M * M, last
-        if TAIL:  # before the rest, as the sums are still 0 and take no registers
-            begin, full, last = tl.minimum(begin, edge), tl.minimum(full, edge), tl.minimum(last, edge)
-            for member in range(GROUP):
-                head = wide * GROUP + member
-                dk_acc, dv_acc = gather_keys(
-                    dk_acc, dv_acc, k_block, v_block, key, offset, q_tail, dout_tail, pairs + 2 * head * positions,
-                    edge, end, start_q, Lq, head * q_head, head * dout_head, q_row, dout_row, unit, bend, squeeze,
-                    window, TAIL, K, KP, False, WINDOW, SOFTCAP, True, PRECISION, FAST,
-                )  # fmt: skip
-        for member in range(GROUP):
-            head = wide * GROUP + member
-            column_q, column_d = head * q_head, head * dout_head
-            pairs_head = pairs + 2 * head * positions
+        heads = wide * GROUP
+        dk_acc, dv_acc = gather_keys(
+            dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, begin, start_q, Lq, heads,
+            positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
+            GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
+        )  # fmt: skip
+        dk_acc, dv_acc = gather_keys(
+            dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, begin, full, start_q, Lq, heads,
+            positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
+            GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
+        )  # fmt: skip
+        if WINDOW:
             dk_acc, dv_acc = gather_keys(
-                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, first, begin, start_q,
-                Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
-                M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, full, last, start_q, Lq, heads,
+                positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
+                GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
             )  # fmt: skip
-            dk_acc, dv_acc = gather_keys(
-                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, begin, full, start_q,
-                Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
-                M, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
-            )  # fmt: skip
-            if WINDOW:
-                dk_acc, dv_acc = gather_keys(
-                    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs_head, full, last, start_q,
-                    Lq, column_q, column_d, q_row, dout_row, unit, bend, squeeze, window,
-                    M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
-                )  # fmt: skip
         store_rows(dk, dk_acc * scale, row_k, group * K, Hkv * K, left, N, K, KP)
         store_rows(dv, dv_acc, row_k, group * K, Hkv * K, left, N, K, KP)
 
@@ -164,9 +163,9 @@ def gather_queries(
 
 @triton.jit
 def queries_kernel(
-    q, k, v, dout, k_tail, v_tail, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
+    q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
-    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TAIL: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
@@ -195,9 +194,6 @@ def queries_kernel(
             acc = tl.zeros([M, KP], tl.float32)
         column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
         first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)
-        edge = Lk // N * N
-        if TAIL:
-            last = tl.minimum(last, edge)
         if WINDOW:
             acc = gather_queries(
                 acc, q_block, d_block, lse_row, delta_row, low + rows, k, v, first, begin, start_k, Lk,
@@ -214,12 +210,6 @@ def queries_kernel(
             column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
             N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
         )  # fmt: skip
-        if TAIL:
-            acc = gather_queries(
-                acc, q_block, d_block, lse_row, delta_row, low + rows, k_tail, v_tail, edge, high, start_k, Lk,
-                column_k, column_v, k_row, v_row, unit, bend, squeeze, window,
-                TAIL, K, KP, False, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
-            )  # fmt: skip
         if SUMMING:
             if dlse is not None:
                 acc -= tl.load(dlse + at, mask=inside, other=0.0)

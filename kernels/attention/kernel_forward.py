@@ -8,14 +8,14 @@ Importing this needs Triton.
 import triton
 import triton.language as tl
 
-from hotplate.kernels.attention.walks import bent, cut, hidden, keys_of, load_rows, power, span, store_rows
+from hotplate.kernels.attention.walks import bent, hidden, keys_of, load_rows, power, span, store_rows
 
 
 @triton.jit
 def attend(
     acc, total, top, q_block, position, k, v, first, last, row, column_k, column_v, stride_k, stride_v, Lk,
     unit, bend, squeeze, window,
-    N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr, CUT: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, DESCRIBED: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Takes the keys from `first` to `last` into the running softmax: acc / total, with scores up to `top`."""
@@ -35,7 +35,6 @@ def attend(
         total = total * keep + tl.sum(p, 1)
         acc = acc * keep[:, None]
         v_block = load_rows(v, row + key, column_v, stride_v, Lk - key, N, K, KP, DESCRIBED, MASKED)
-        v_block = cut(v_block, Lk - key, N, CUT and MASKED)
         acc = tl.dot(p.to(v_block.dtype), v_block, acc, input_precision=PRECISION)
         top = highest
     return acc, total, top
@@ -43,13 +42,13 @@ def attend(
 
 @triton.jit
 def forward_kernel(
-    q, k, v, k_tail, v_tail, out, lse, edges_q, edges_k, tiles, positions, H,
+    q, k, v, out, lse, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, unit, bend, squeeze, window,
-    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, TAIL: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """out [positions, H, K] and lse [H, positions]. k and v are descriptors where DESCRIBED; TAIL: see walks.py.
+    """out [positions, H, K] and lse [H, positions]. k and v are descriptors where DESCRIBED.
 
     unit, bend, squeeze: see scores in README.md. Heads are the fastest: programs that run together share keys.
     """
@@ -68,29 +67,19 @@ def forward_kernel(
         group = (head // GROUP).to(tl.int64)
         column_k, column_v = group * k_head, group * v_head
         first, begin, full, last = keys_of(low, low + tl.minimum(left, M), N, M, window, WINDOW)
-        edge, end = Lk // N * N, last
-        if TAIL:
-            last = tl.minimum(last, edge)
-        CUT: tl.constexpr = DESCRIBED and not TAIL and KP < 256  # 256 features would spill registers
         if WINDOW:
             acc, total, top = attend(
                 acc, total, top, q_block, position, k, v, first, begin, start_k, column_k, column_v, k_row, v_row, Lk,
-                unit, bend, squeeze, window, N, K, KP, DESCRIBED, CUT, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                unit, bend, squeeze, window, N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
             )  # fmt: skip
         acc, total, top = attend(
             acc, total, top, q_block, position, k, v, begin, full, start_k, column_k, column_v, k_row, v_row, Lk,
-            unit, bend, squeeze, window, N, K, KP, DESCRIBED, CUT, WINDOW, SOFTCAP, False, PRECISION, FAST,
+            unit, bend, squeeze, window, N, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
         )  # fmt: skip
         acc, total, top = attend(
             acc, total, top, q_block, position, k, v, full, last, start_k, column_k, column_v, k_row, v_row, Lk,
-            unit, bend, squeeze, window, N, K, KP, DESCRIBED, CUT, WINDOW, SOFTCAP, True, PRECISION, FAST,
+            unit, bend, squeeze, window, N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
         )  # fmt: skip
-        if TAIL:
-            acc, total, top = attend(
-                acc, total, top, q_block, position, k_tail, v_tail, edge, end, start_k, column_k, column_v, k_row,
-                v_row, Lk, unit, bend, squeeze, window,
-                TAIL, K, KP, False, False, WINDOW, SOFTCAP, True, PRECISION, FAST,
-            )  # fmt: skip
         inside = tl.arange(0, M) < left
         store_rows(out, acc / total[:, None], row, head * K, H * K, left, M, K, KP)
         log = top + tl.log(total) if PRECISION == "ieee" else 0.6931471805599453 * (top + tl.log2(total))

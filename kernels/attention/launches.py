@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.ragged_tma import create_ragged_descriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hotplate.kernels.attention import tiles as lists
@@ -29,24 +30,21 @@ LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """How one pass is cut. own: positions of a program; step: positions that it takes at a time; tail: see walks.py."""
+    """How one pass is cut. own: positions of a program; step: positions that it takes at a time."""
 
     own: int
     step: int
     warps: int
     stages: int
-    tail: int = 0
 
 
 @cache
 def shipped() -> dict[tuple[int, str, str, int], Configuration]:
     """(arch, pass, kind of dtype, head width) -> configuration, as configurations.json lists them."""
     body = json.loads(Path(__file__).with_name("configurations.json").read_text(encoding="utf-8"))
-    cuts = ("own", "step", "warps", "stages", "tail")
+    cuts = ("own", "step", "warps", "stages")
     return {
-        (row["arch"], row["pass"], row["dtype"], row["head_width"]): Configuration(
-            **{name: row[name] for name in cuts if name in row}
-        )
+        (row["arch"], row["pass"], row["dtype"], row["head_width"]): Configuration(**{name: row[name] for name in cuts})
         for row in body["configurations"]
     }
 
@@ -89,15 +87,10 @@ def describable(*tensors: Tensor) -> bool:
     )
 
 
-def tail_of(name: str, cut: Configuration, described: bool, softcap: bool) -> int:
-    """TAIL of walks.py: none for `keys` with a soft cap, which would spill registers."""
-    return 0 if not described or (name == "keys" and softcap) else cut.tail
-
-
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """Blocks of `rows` positions and one head of x [P, H, K]."""
+    """Blocks of `rows` positions and one head of x [P, H, K], bounded by the document that a load names."""
     P, H, K = x.shape
-    return TensorDescriptor(x, [P, H * K], [x.stride(0), 1], [rows, K])
+    return create_ragged_descriptor(x.as_strided([P, H * K], [x.stride(0), 1]), [rows, K])
 
 
 def _scores(dtype: torch.dtype, scale: float, softcap: float | None) -> dict[str, float]:
@@ -129,8 +122,6 @@ def _walk(
     cut = configuration(name, q, described)
     listed = tiles[lists.BLOCKS.index(cut.own)]
     blocks = {operand: _descriptor(tensors[operand], cut.step) for operand in walked if described}
-    tail = tail_of(name, cut, described, softcap is not None)
-    ends = {f"{operand}_tail": tensors[operand] if tail else None for operand in walked}
     heads, own, step = ("Hkv", "N", "M") if name == "keys" else ("H", "M", "N")
     count = (k if name == "keys" else q).shape[1]
     strides = {f"{n}_{axis}": x.stride(d) for n, x in tensors.items() for d, axis in ((0, "row"), (1, "head"))}
@@ -145,13 +136,12 @@ def _walk(
         window=window or 0,
         GROUP=q.shape[1] // k.shape[1],
         DESCRIBED=described,
-        TAIL=tail,
         WINDOW=window is not None,
         SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         FAST=not interpreting(),
         **{heads: count, own: cut.own, step: cut.step},
-        **(tensors | blocks | ends),
+        **(tensors | blocks),
         **strides,
         **_scores(q.dtype, scale, softcap),
         **({} if name == "forward" else {"scale": scale}),

@@ -2,14 +2,11 @@
 """What the Triton kernels of attention share: loads of rows, scores, masks, and how far a tile looks.
 
 Letters: M queries and N keys of a block, K head width, KP the power of two that holds it. Importing this needs Triton.
-
-TAIL: a descriptor's last block also brings the rows behind its document, where a weight of 0 would not stop what is no
-number. With TAIL > 0 that block alone comes by pointers instead, TAIL rows at a time, which are masked; 0: all blocks
-come alike.
 """
 
 import triton
 import triton.language as tl
+from triton.tools.ragged_tma import load_ragged
 
 from hotplate.kernels.activations import tanh
 
@@ -24,13 +21,13 @@ def span(edges, document):
 @triton.jit
 def load_rows(x, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
               DESCRIBED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """[R, KP] from `row`, `column`. x is a tensor descriptor or a pointer; `left` rows are the document's.
+    """[R, KP] from `row`, `column`. x is a ragged descriptor or a pointer; `left` rows are the document's.
 
-    A descriptor also reads the rows that follow the document: the caller gives them no weight.
+    Rows behind the document are 0: another's may hold what is no number, which a weight of 0 would not stop.
     """
     rows, features = tl.arange(0, R), tl.arange(0, KP)
     if DESCRIBED:
-        block = x.load([row.to(tl.int32), column.to(tl.int32)])
+        block = load_ragged(x, row.to(tl.int32), left, [0, column.to(tl.int32)])
     else:
         at = x + row * stride + column + (rows[:, None] * stride + features[None, :])
         if MASKED:
@@ -39,14 +36,6 @@ def load_rows(x, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP
             block = tl.load(at, mask=(features < K)[None, :], other=0.0)
         else:
             block = tl.load(at)
-    return block
-
-
-@triton.jit
-def cut(block, left, R: tl.constexpr, CUT: tl.constexpr):
-    """The rows of a block from `left` on become 0 where CUT: a weight of 0 would not stop what is no number there."""
-    if CUT:
-        block = tl.where((tl.arange(0, R) < left)[:, None], block, 0.0)
     return block
 
 

@@ -1,6 +1,5 @@
 """Attention's Triton kernels in the interpreter; test_interpreted.py runs this file with TRITON_INTERPRET=1."""
 
-import functools
 import math
 
 import pytest
@@ -18,11 +17,8 @@ def small_tiles(monkeypatch, poisoned_memory):
     monkeypatch.setattr(launches, "configuration", small_configuration)
 
 
-def small_configuration(name, like, described, tail=None):
-    """tail None: as most shipped configurations have it."""
-    own = KEYS if name == "keys" else QUERIES
-    tail = (0 if name == "forward" else STEP // 2) if tail is None else tail
-    return launches.Configuration(own=own, step=STEP, warps=4, stages=1, tail=tail)
+def small_configuration(name, like, described):
+    return launches.Configuration(own=KEYS if name == "keys" else QUERIES, step=STEP, warps=4, stages=1)
 
 
 def inputs(B, T, S, H, Hkv, K, dtype=torch.float32):
@@ -95,33 +91,31 @@ def test_packed_documents_are_each_document_alone_and_runs_repeat():
                 assert_bitwise(f"document {start}", mine[:, span], other)
 
 
-POISONS = [  # of a document, and the calls that see it
-    *((torch.nan, torch.float16, features) for features in ({}, {"window": 9}, {"softcap": 2.0})),
-    (torch.inf, torch.float16, {}),
-    (torch.nan, torch.float32, {}),
+SHIPPED_WIDTHS = (32, 64, 128, 256)
+DESCRIBED, POINTERS = [(K, torch.float16) for K in SHIPPED_WIDTHS], [(24, torch.float16), (128, torch.float32)]
+POISONED = [  # heads of a group, width and dtype, features
+    *((2, width, features) for width in DESCRIBED + POINTERS for features in ({}, {"softcap": 2.0})),
+    *((2, width, {"window": 9}) for width in (DESCRIBED[0], POINTERS[0])),
+    *((group, DESCRIBED[0], features) for group in (1, 4) for features in ({}, {"softcap": 2.0})),
 ]
 
 
-@pytest.mark.parametrize("tail", [0, STEP // 2])
-@pytest.mark.parametrize(("poison", "dtype", "features"), POISONS, ids=str)
-def test_other_documents_may_hold_anything(poison, dtype, features, tail, monkeypatch):
-    """The documents before and after a poisoned one keep their bits. fp16 goes through descriptors, whose
-    backward takes in what lies right behind a document: without a tail, and dk and dv with a soft cap."""
-    monkeypatch.setattr(launches, "configuration", functools.partial(small_configuration, tail=tail))
-    bad, places = slice(20, 27), packing(0, 20, 27, 47)
-    leaves, upstream = inputs(1, 47, 47, 2, 1, 16, dtype), [torch.randn(1, 47, 2, 16), torch.randn(1, 2, 47)]
-    assert launches.describable(leaves[1].flatten(0, 1)) == (dtype == torch.float16)
+@pytest.mark.parametrize(("group", "width", "features"), POISONED, ids=str)
+def test_other_documents_may_hold_anything(group, width, features):
+    """A document between two poisoned ones keeps its bits: out, lse and every gradient. fp16 of a power of two goes
+    through descriptors, all else through pointers."""
+    K, dtype = width
+    places, good = packing(0, 2, 20, 22), slice(2, 20)  # the last tile of the good document holds poisoned rows
+    leaves, upstream = inputs(1, 22, 22, group, 1, K, dtype), [torch.randn(1, 22, group, K), torch.randn(1, group, 22)]
+    assert launches.describable(leaves[1].flatten(0, 1)) == (dtype == torch.float16 and K in SHIPPED_WIDTHS)
     whole = form("triton", places, return_lse=True, **features)
-    above = upstream if dtype == torch.float32 or tail else None
-    apart = 3 if above and dtype == torch.float16 and "softcap" in features else 5
-    clean = run(whole, leaves, above)
+    clean = run(whole, leaves, upstream)
     for x in (*leaves, upstream[0]):
-        x[:, bad] = poison
-    upstream[1][:, :, bad] = poison
-    good = torch.ones(47, dtype=torch.bool)
-    good[bad] = False
-    for n, (mine, other) in enumerate(zip(run(whole, leaves, above)[:apart], clean[:apart], strict=True)):
+        x[:, ::21], x[:, 1:21:19] = torch.nan, torch.inf
+    upstream[1][:, :, ::21], upstream[1][:, :, 1:21:19] = torch.nan, torch.inf
+    for n, (mine, other) in enumerate(zip(run(whole, leaves, upstream), clean, strict=True)):
         where = (slice(None), slice(None), good) if n == 1 else (slice(None), good)
+        assert other[where].isfinite().all()
         assert_bitwise(f"result {n}", mine[where], other[where])
 
 

@@ -68,16 +68,28 @@ def shipped() -> list[Shipped]:
         made += [
             Shipped(name=name, arch=90, K=64, window=window, softcap=not window, group=4) for window in (True, False)
         ]
+    made += [Shipped(name="keys", arch=80, K=K, described=False, group=4) for K in widths]
+    made += [
+        Shipped(name="keys", arch=arch, K=K, group=4, softcap=softcap)
+        for arch in (90, 100)
+        for K in widths
+        for softcap in (False, True)
+        if (arch, K, softcap) != (90, 64, True)  # above
+    ]
     made += [
         Shipped(name="queries", arch=arch, K=128, dtype="fp32", described=False, summing=True) for arch in (80, 90)
     ]
     return made
 
 
-# Bytes per lane that registers overflow into: dk and dv of 256 features outside the loops; in fp32 inside them too, as
-# operands of fp32 products live in registers. Up to 8 bytes of stack are no spill.
+# Bytes per lane that registers overflow into: dk and dv of 256 features on sm_90, and of 128 with a soft cap on sm_100,
+# outside the loops but for a word; in fp32 inside them too, as operands of fp32 products live in registers. Up to 8
+# bytes of stack are no spill.
 SPILLING = {
-    "keys-K256-bf16-sm90-group1": 64,
+    "keys-K256-bf16-sm90-group1": 40,
+    "keys-K256-bf16-sm90-group4": 40,
+    "keys-K256-bf16-sm90-group4-softcap": 64,
+    "keys-K128-bf16-sm100-group4-softcap": 72,
     "queries-K128-fp32-sm90-group1-summing-pointers": 16,
     "keys-K128-fp32-sm90-group1-pointers": 128,
 }
@@ -98,7 +110,6 @@ def compiled(this: Shipped) -> Compiled:
     constants = {
         own: cut.own,
         step: cut.step,
-        "TAIL": launches.tail_of(this.name, cut, this.described, this.softcap),
         "GROUP": this.group,
         "K": this.K,
         "KP": power_of_2(this.K),
@@ -110,16 +121,14 @@ def compiled(this: Shipped) -> Compiled:
         "dlse": None,
         "SUMMING": this.summing,
     }
-    if not constants["TAIL"]:
-        constants |= {f"{operand}_tail": None for operand in WALKED[this.name]}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
     def type_of(name: str) -> str:
         if this.described and name in WALKED[this.name]:
-            return f"tensordesc<{this.dtype}[{cut.step},{this.K}]>"
+            return f"tensordesc<{this.dtype}[1,1,{cut.step},{this.K}]>"
         if name in ("edges_q", "edges_k", "tiles"):
             return "*i32"
-        return SCALARS.get(name, f"*{this.dtype}" if name.removesuffix("_tail") in IN_DTYPE else "i32")
+        return SCALARS.get(name, f"*{this.dtype}" if name in IN_DTYPE else "i32")
 
     signature = {name: type_of(name) for name in kernel.arg_names if name not in constants}
     aligned = [n for n, kind in signature.items() if kind[0] == "*" or n.endswith(("_row", "_head"))]
@@ -183,7 +192,7 @@ def test_recorded_machine_code_is_fast_in_kind(this):
     features two programs to a multiprocessor."""
     for found in json.loads(BUDGETS.read_text())[str(this)].values():
         assert found["stack_bytes"] <= SPILLING.get(str(this), 8)
-        assert found["loop_spills"] == 0 or this.dtype == "fp32"
+        assert found["loop_spills"] <= (1 if this.softcap else 0) or this.dtype == "fp32"
         assert found["shared_bytes"] <= SHARED_BYTES[this.arch] and found["registers"] <= 255
         assert (found["wgmma"] > 0) == (this.arch == 90 and this.dtype == "bf16")
         assert (found["tcgen05"] > 0) == (this.arch == 100)
