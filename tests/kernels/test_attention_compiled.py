@@ -7,18 +7,20 @@ every record, and a quick sample is compiled again and compared. To compile and 
 """
 
 import functools
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import triton
 
 from hotplate.kernels.attention import kernel_backward, kernel_forward, launches
 from hotplate.kernels.compiled import Compiled, compile_kernel
 from hotplate.kernels.launch import power_of_2
 
-BUDGETS = Path(__file__).resolve().parent / "budgets" / "attention.json"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from recorded import assert_as_recorded, rebaseline, records  # noqa: E402
+
+ROOM = "attention"
 KERNELS = {
     "forward": kernel_forward.forward_kernel,
     "keys": kernel_backward.keys_kernel,
@@ -165,32 +167,16 @@ def record(this: Shipped) -> dict[str, int]:
     }
 
 
-def rebaseline() -> None:
-    """Writes what the installed Triton makes of every shipped configuration next to what other versions made."""
-    body = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
-    known = {str(this) for this in shipped()}
-    body = {name: records for name, records in body.items() if name in known}
-    for this in shipped():
-        body.setdefault(str(this), {})[triton.__version__] = record(this)
-        BUDGETS.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
-        print(this, body[str(this)][triton.__version__], flush=True)
-
-
 @pytest.mark.parametrize("this", SAMPLE, ids=str)
 def test_machine_code_is_what_the_budget_says(this):
-    records = json.loads(BUDGETS.read_text())[str(this)]
-    assert triton.__version__ in records, (
-        f"no budget for Triton {triton.__version__}, only for {sorted(records)}; "
-        "read the new counts and record them: python tests/kernels/test_attention_compiled.py"
-    )
-    assert record(this) == records[triton.__version__]
+    assert_as_recorded(ROOM, this, record)
 
 
 @pytest.mark.parametrize("this", shipped(), ids=str)
 def test_recorded_machine_code_is_fast_in_kind(this):
     """For every version: no spill, memory that fits, the matrix unit of the architecture, whole loads, and in 64
     features two programs to a multiprocessor."""
-    for found in json.loads(BUDGETS.read_text())[str(this)].values():
+    for found in records(ROOM)[str(this)].values():
         assert found["stack_bytes"] <= SPILLING.get(str(this), 8)
         assert found["loop_spills"] <= (1 if this.softcap else 0) or this.dtype == "fp32"
         assert found["shared_bytes"] <= SHARED_BYTES[this.arch] and found["registers"] <= 255
@@ -207,7 +193,7 @@ def test_recorded_machine_code_is_fast_in_kind(this):
 
 
 def test_every_configuration_has_a_record():
-    bodies = json.loads(BUDGETS.read_text())
+    bodies = records(ROOM)
     assert sorted(bodies) == sorted(map(str, shipped()))
     assert all(sorted(records) == ["3.6.0", "3.9.0"] for records in bodies.values())
     cuts = {(this.arch if this.described else 80, this.name, KIND[this.dtype]) for this in shipped()}
@@ -215,4 +201,4 @@ def test_every_configuration_has_a_record():
 
 
 if __name__ == "__main__":
-    rebaseline()
+    rebaseline(ROOM, shipped(), record)

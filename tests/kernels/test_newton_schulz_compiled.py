@@ -8,19 +8,21 @@ makes:
 """
 
 import functools
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 from hotplate.kernels.compiled import ARCHS, Compiled, compile_kernel
 from hotplate.kernels.newton_schulz import launches, symmetric
 from hotplate.kernels.newton_schulz.launches import Configuration
 
-BUDGETS = Path(__file__).resolve().parent / "budgets" / "newton_schulz.json"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from recorded import assert_as_recorded, rebaseline, records  # noqa: E402
+
+ROOM = "newton_schulz"
 SHARED_BYTES = {80: 101376, 90: 232448, 100: 232448}  # a program's most; 80 stands also for 8.6, 8.9 and 12.0
 REGISTERS_OF_SM = 65536
 FLAGS = {  # a launch: what its kernel is told
@@ -121,32 +123,16 @@ def record(this: Shipped) -> dict[str, int]:
     }
 
 
-def rebaseline() -> None:
-    """Writes what the installed Triton makes of every shipped configuration next to what other versions made."""
-    body = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
-    known = {str(this) for this in shipped()}
-    body = {name: records for name, records in body.items() if name in known}
-    for this in shipped():
-        body.setdefault(str(this), {})[triton.__version__] = record(this)
-        BUDGETS.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
-        print(this, body[str(this)][triton.__version__], flush=True)
-
-
 @pytest.mark.parametrize("this", SAMPLE, ids=str)
 def test_machine_code_is_what_the_budget_says(this):
-    records = json.loads(BUDGETS.read_text())[str(this)]
-    assert triton.__version__ in records, (
-        f"no budget for Triton {triton.__version__}, only for {sorted(records)}; "
-        "read the new counts and record them: python tests/kernels/test_newton_schulz_compiled.py"
-    )
-    assert record(this) == records[triton.__version__]
+    assert_as_recorded(ROOM, this, record)
 
 
 @pytest.mark.parametrize("this", shipped(), ids=str)
 def test_recorded_machine_code_is_fast_in_kind(this):
     """For every version: no spill, memory that fits, the matrix unit of the architecture, whole loads and stores, and
     on compute capability 9 and 10 two programs of the largest tile to a multiprocessor, but in the last step."""
-    for found in json.loads(BUDGETS.read_text())[str(this)].values():
+    for found in records(ROOM)[str(this)].values():
         assert found["stack_bytes"] == 0 and found["spills"] == 0
         assert found["shared_bytes"] <= SHARED_BYTES[this.arch] and found["registers"] <= 255
         assert (found["wgmma"] > 0) == (this.arch == 90 and this.tile >= 64 and not this.scales)
@@ -160,7 +146,7 @@ def test_recorded_machine_code_is_fast_in_kind(this):
 
 
 def test_every_configuration_has_a_record():
-    bodies = json.loads(BUDGETS.read_text())
+    bodies = records(ROOM)
     assert sorted(bodies) == sorted(map(str, shipped()))
     assert all(sorted(records) == ["3.6.0", "3.9.0"] for records in bodies.values())
     assert sorted(launches.shipped()) == list(ARCHS)
@@ -185,4 +171,4 @@ def test_large_tiles_are_for_many_of_them_and_little_padding(monkeypatch, matric
 
 
 if __name__ == "__main__":
-    rebaseline()
+    rebaseline(ROOM, shipped(), record)
