@@ -1,10 +1,13 @@
 """What runs leave behind, and the comparison of two of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
-from hotplate.train import checkpoint
+from hotplate.train import checkpoint, session
 from hotplate.train.sinks import read_records
 
 
@@ -26,3 +29,18 @@ def same(a: Path, b: Path) -> None:
         assert mine.keys() == other.keys()
         for name in mine:
             assert torch.equal(mine[name], other[name]), f"{part} {name}"
+
+
+@contextmanager
+def interrupted_after(step: int) -> Iterator[None]:
+    """The run in here ends by a KeyboardInterrupt, as soon as the checkpoint of that step is saved."""
+    kept = session.Session._save
+
+    def save(self, progress):
+        kept(self, progress)
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session.Session, "_save", save)
+        yield

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, same
+from runs import interrupted_after, losses, same
 
-from hotplate.train import checkpoint, session
+from hotplate.train import checkpoint
 from hotplate.train.commands import guarded
 from hotplate.train.commands.grow import main as grow
 from hotplate.train.commands.train import main as train
@@ -65,22 +65,12 @@ def test_killed_while_growing_it_grows_again(train_tiny, tmp_path: Path, monkeyp
     same(whole, broken)
 
 
-def test_a_grown_run_resumes_after_growth(train_tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_grown_run_resumes_after_growth(train_tiny, tmp_path: Path) -> None:
     flags = ["--budget=12steps", "--evaluation.every=0", "--run.checkpoint-every=0.25", *WIDER]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train_tiny(*flags, f"--run.folder={whole}") == 0
-    kept = session.Session._save
-
-    def save(self, progress):
-        kept(self, progress)
-        if progress.step == 9:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(session.Session, "_save", save)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(9):
         train_tiny(*flags, f"--run.folder={broken}")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     assert train_tiny(*flags, f"--run.folder={broken}", "--run.resume=auto") == 0
     same(whole, broken)
 

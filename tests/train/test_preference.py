@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, build
-from runs import same
+from runs import interrupted_after, same
 
 from hotplate.model.batch import Batch
-from hotplate.train import session
 from hotplate.train.data.pairs import Pair, PairSource
 from hotplate.train.errors import InputError
 from hotplate.train.preference import PreferenceConfig, PreferenceLoss
@@ -160,7 +159,7 @@ def write(path: Path, pairs: list[Pair]) -> Path:
     return path
 
 
-def test_a_run_learns_the_preference_and_resumes(train_tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_learns_the_preference_and_resumes(train_tiny, tmp_path: Path) -> None:
     start, whole, broken = tmp_path / "start", tmp_path / "whole", tmp_path / "broken"
     assert train_tiny("--budget=3steps", f"--run.folder={start}", "--evaluation.every=0") == 0
     pairs = write(tmp_path / "pairs.jsonl", [replace_last(p) for p in invented_pairs(40, longest=5)])
@@ -181,18 +180,8 @@ def test_a_run_learns_the_preference_and_resumes(train_tiny, tmp_path: Path, mon
     assert records[-1]["loss"] < 0.5 and records[-1]["preferred"] > 0.9
     assert records[-1]["reward_margin"] > records[0]["reward_margin"] + 0.5
 
-    kept = session.Session._save
-
-    def save(self, progress):
-        kept(self, progress)
-        if progress.step == 12:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(session.Session, "_save", save)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(12):
         train_tiny(*flags, f"--run.folder={broken}")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     assert train_tiny(*flags, f"--run.folder={broken}", "--run.resume=auto") == 0
     same(whole, broken)
 
