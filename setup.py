@@ -85,6 +85,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=4",
             "pytest-timeout>=2",
+            "pytest-xdist>=3",
             "hypothesis>=6",
             "ruff>=0.8",
             "mypy>=1.13",
