@@ -27,7 +27,7 @@ train: $(RUN) ## train the demo on the embedded corpus, with evaluation, sample 
 	$(BIN)/hotplate train $(ARGS)
 
 test: $(DEV) ## all tests
-	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 science: $(RUN) ## compare three architectures at three compute classes: laws, crossings, a page (half an hour)
 	$(BIN)/hotplate sweep nano --folder runs/science $(ARGS)

@@ -233,7 +233,13 @@ def test_processors_of_one_name_are_told_apart(tmp_path):
     assert processor(info) and processor(tmp_path / "absent") == processor(info)
 
 
-def test_the_command_writes_what_it_shows(tmp_path, capsys):
+@pytest.fixture
+def not_a_worker(monkeypatch):
+    """pytest-benchmark measures nothing in a process that xdist started, and asks the environment."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+def test_the_command_writes_what_it_shows(tmp_path, capsys, not_a_worker):
     path = tmp_path / "deep" / "rows.json"
     assert main(["newton_schulz", "--quick", "--json", str(path)]) == 0
     body = json.loads(path.read_text())
@@ -249,7 +255,7 @@ def test_the_command_writes_what_it_shows(tmp_path, capsys):
         results.read(path)
 
 
-def test_pytest_benchmark_keeps_what_was_measured(tmp_path):
+def test_pytest_benchmark_keeps_what_was_measured(tmp_path, not_a_worker):
     """Its own file, from which its comparisons are made, holds the interleaved rounds of the row."""
     path = tmp_path / "theirs.json"
     flags = ["--benchmark-only", "--benchmark-quiet", "--quick", "--rooms=newton_schulz", f"--benchmark-json={path}"]
@@ -268,7 +274,7 @@ def test_plots_show_floors_and_steps(tmp_path):
     assert plots.write(tmp_path / "r.json", [a_row()], {"name": "m", "date": "2026-01-02"}) == []
 
 
-def test_the_command_fails_when_a_provider_is_wrong(monkeypatch, capsys):
+def test_the_command_fails_when_a_provider_is_wrong(monkeypatch, capsys, not_a_worker):
     monkeypatch.setattr(registry, "cases", lambda *_: [toy(wrong=lambda x: [x])])
     assert main(["qlstm", "--quick"]) == 1
     assert "not timed" in capsys.readouterr().out

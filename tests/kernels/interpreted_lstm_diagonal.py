@@ -20,7 +20,7 @@ def form(impl, resets=None, **options):
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        ((1, 1, 1), torch.float32),
+        ((1, 1, 29), torch.float32),
         ((1, 1, 33), torch.bfloat16),
         ((3, 5, 43), torch.float32),
         ((1, SPAN, 43), torch.bfloat16),
@@ -38,6 +38,15 @@ def test_error_is_within_budget(shape, dtype):
         return torch.randn(B, T, 4, D).to(dtype), torch.randn(4, D), torch.randn(B, D), torch.randn(B, D)
 
     check(form("triton", **options), form("reference", **options), draw)
+
+
+def test_one_feature_is_the_first_of_many():
+    """Features do not meet, so a single one has the bits that it has among others."""
+    many = [torch.randn(1, 1, 4, 5), torch.randn(4, 5), torch.randn(1, 5), torch.randn(1, 5)]
+    upstream = [torch.randn(1, 1, 5), torch.randn(1, 5), torch.randn(1, 5)]
+    alone = run(form("triton"), [x[..., :1] for x in many], [g[..., :1] for g in upstream])
+    for n, (mine, other) in enumerate(zip(alone, run(form("triton"), many, upstream), strict=True)):
+        assert_bitwise(f"result {n}", mine, other[..., :1])
 
 
 def test_resets_at_every_place_and_no_start():
