@@ -39,7 +39,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 0, or 1 when a provider computes something else than its case asks for."""
+    """Exit code 0, or 1 when a provider computes something else than its case asks for, or ends."""
     if arguments and arguments[0] in VERBS:
         return importlib.import_module(f"hotplate.bench.commands.{arguments[0]}").main(arguments[1:])
     options = settings.parse(Options(), arguments, "hotplate bench")

@@ -7,18 +7,14 @@ every record, and a quick sample is compiled again and compared. To compile and 
 """
 
 import functools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from recorded import assert_as_recorded, rebaseline, records
 
 from hotplate.kernels.attention import kernel_backward, kernel_forward, launches
 from hotplate.kernels.compiled import Compiled, compile_kernel
 from hotplate.kernels.launch import power_of_2
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from recorded import assert_as_recorded, rebaseline, records  # noqa: E402
 
 ROOM = "attention"
 KERNELS = {
@@ -95,6 +91,7 @@ SPILLING = {
     "queries-K128-fp32-sm90-group1-summing-pointers": 16,
     "keys-K128-fp32-sm90-group1-pointers": 128,
 }
+LOOP_SPILLS = {"keys-K256-bf16-sm90-group4-softcap": 1, "keys-K128-bf16-sm100-group4-softcap": 1}  # instructions
 SAMPLE = [
     Shipped(name="forward", arch=90, K=64),
     Shipped(name="keys", arch=90, K=64),
@@ -178,7 +175,7 @@ def test_recorded_machine_code_is_fast_in_kind(this):
     features two programs to a multiprocessor."""
     for found in records(ROOM)[str(this)].values():
         assert found["stack_bytes"] <= SPILLING.get(str(this), 8)
-        assert found["loop_spills"] <= (1 if this.softcap else 0) or this.dtype == "fp32"
+        assert found["loop_spills"] <= LOOP_SPILLS.get(str(this), 0) or this.dtype == "fp32"
         assert found["shared_bytes"] <= SHARED_BYTES[this.arch] and found["registers"] <= 255
         assert (found["wgmma"] > 0) == (this.arch == 90 and this.dtype == "bf16")
         assert (found["tcgen05"] > 0) == (this.arch == 100)

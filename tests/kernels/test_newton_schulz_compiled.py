@@ -8,19 +8,15 @@ makes:
 """
 
 import functools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
+from recorded import assert_as_recorded, rebaseline, records
 
 from hotplate.kernels.compiled import ARCHS, Compiled, compile_kernel
 from hotplate.kernels.newton_schulz import launches, symmetric
 from hotplate.kernels.newton_schulz.launches import Configuration
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from recorded import assert_as_recorded, rebaseline, records  # noqa: E402
 
 ROOM = "newton_schulz"
 SHARED_BYTES = {80: 101376, 90: 232448, 100: 232448}  # a program's most; 80 stands also for 8.6, 8.9 and 12.0

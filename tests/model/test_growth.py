@@ -7,6 +7,7 @@ import torch
 from models import COUPLED_TINY, NEOX, OLMO, OPT, RELU2, SHARED, TINY, build, random_tokens, rows_of
 from rounded_once import RoundedOnce
 
+from hotplate.kernels.product import takes_halves
 from hotplate.model.config import ModelConfig
 from hotplate.model.growth.factors import Factors, factors_between, grown_config
 from hotplate.model.growth.grow import grow, grow_recurrent_state, shrink
@@ -122,10 +123,12 @@ def test_powers_of_two_without_noise_are_exact_in_half_precision(model: str, n: 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("n", [2, 4])
 def test_powers_of_two_without_noise_are_exact_in_half_precision_on_this_machine(model: str, n: int) -> None:
-    """On its own kernels, which add in float32 and in another order where there are more terms: a sum rounds to its
-    neighbour in bf16 at the most."""
+    """On its own kernels, which add in float32 and in another order where there are more terms: in two of the models a
+    sum rounds to its neighbour in bf16, in the others none does, but where torch's library multiplies bf16."""
     small = build(MODELS[model], torch.bfloat16)
-    assert error(small, Factors(width=n, ffn=n, heads=n), STRATEGIES["symmetric"]) <= 2**-8
+    found = error(small, Factors(width=n, ffn=n, heads=n), STRATEGIES["symmetric"])
+    rounds = model in ("relu2", "decoder-mup") or not takes_halves(torch.bfloat16)
+    assert found <= 2**-8 if rounds else found == 0.0
 
 
 def test_key_heads_may_grow_less_than_query_heads() -> None:

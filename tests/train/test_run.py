@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import losses, same, weights
-from tiny import TINY
+from tiny import ROOT, TINY
 
 from hotplate.train import checkpoint, loop, step
 from hotplate.train.errors import InputError
@@ -128,6 +130,14 @@ def test_killed_outright_and_resumed_by_the_same_command(prepared: Path, nursery
     same(whole, broken)
     paid = json.loads((broken / "summary.json").read_text())["paid_seconds"]
     assert paid["train"] > 0
+
+
+def test_the_trainers_file_is_a_program(prepared: Path, tmp_path: Path) -> None:
+    """Without torchrun."""
+    flags = [*TINY, f"--data.source={prepared}", "--budget=2steps", "--run.folder=run"]
+    command = [sys.executable, str(ROOT / "train" / "main.py"), *flags]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=240)
+    assert [number for number, _ in losses(tmp_path / "run")] == [1, 2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

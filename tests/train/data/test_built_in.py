@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def test_two_processes_share_one_preparation(tmp_path, monkeypatch):
     outputs = [process.communicate(timeout=120)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(map(len, outputs)) == [1, 2]  # one of them prepared
-    monkeypatch.setenv("HOTPLATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOTPLATE_CACHE", str(tmp_path / "alone"))
+    read = corpora.SotuCorpus.read
+    monkeypatch.setattr(corpora.SotuCorpus, "read", lambda *arguments: itertools.islice(read(*arguments), 0, None, 8))
     assert outputs[0][-1] == outputs[1][-1] == built_in("sotu", 2048).fingerprint
 
 
