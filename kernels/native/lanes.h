@@ -23,6 +23,12 @@ enum { L = 8, R = 4 };
 #else
 enum { L = 4, R = 4 };
 #endif
+/* Where 256 bits are multiplied at a time, a step has so few products that every other instruction counts. */
+#if defined(__AVX__) && !defined(__AVX512F__)
+#define UNROLLED _Pragma("GCC unroll 4")
+#else
+#define UNROLLED
+#endif
 enum { M = 2 * L, LINE = 64 };
 enum { AHEAD = 16 }; /* rows that are fetched before they are packed */
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
@@ -92,6 +98,7 @@ INLINE lanes add_pairs(lanes sum, word a, lanes right) { return sum; }
 /* sum[i][j] += sum over d < depth of a[i a_row + d a_step] b[d b_row + j L] for R rows and one vector or two. */
 INLINE void multiply(const int pairs, const int vectors, int64_t depth, const float *restrict a, int64_t a_row,
                      int64_t a_step, const float *restrict b, int64_t b_row, lanes sum[R][2]) {
+    UNROLLED
     for (int64_t d = 0; d < depth; d++, a += a_step, b += b_row) {
         lanes right[2];
         for (int j = 0; j < vectors; j++) right[j] = *(const lanes *)(b + j * L);

@@ -25,12 +25,18 @@ typedef uint32_t word __attribute__((may_alias)); /* of a panel */
 #define INLINE static inline __attribute__((always_inline))
 #define APART static __attribute__((noinline))
 
+/* FETCHED: steps of K after which the words of a panel of columns are needed that a step fetches; 0: the processor's own
+ * fetching is as good. UNROLLED: steps of K before the loop's end is looked for: where 256 bits are multiplied at a time,
+ * a step has so few products that every other instruction counts. */
 #if defined(__AVX512F__)
-enum { L = 16, R = 8, CHAINS = 2 };
+enum { L = 16, R = 8, CHAINS = 2, FETCHED = 8 };
+#define UNROLLED
 #elif defined(__AVX__)
-enum { L = 8, R = 6, CHAINS = 1 };
+enum { L = 8, R = 6, CHAINS = 1, FETCHED = 0 };
+#define UNROLLED _Pragma("GCC unroll 4")
 #else
-enum { L = 4, R = 8, CHAINS = 1 };
+enum { L = 4, R = 8, CHAINS = 1, FETCHED = 8 };
+#define UNROLLED
 #endif
 enum { S = 2 * L, CHAIN = 512, DEPTH = CHAINS * CHAIN, ROWS = 16 * R, COLUMNS = 32 * S, LINE = 64 };
 enum { GAP = LINE / sizeof(word), AHEAD = 8 }; /* k whose memory is fetched while one is packed: each is another page */
@@ -182,27 +188,33 @@ INLINE void tile_of(int64_t depth, const word *restrict a, const word *restrict 
         __builtin_prefetch(to, 1);
         __builtin_prefetch(to + (rounded ? sizeof(bf16) : sizeof(float)) * (S - 1), 1);
     }
-    for (int64_t done = 0; done < depth; done += CHAIN) {
-        const word *end = a + R * (depth - done < CHAIN ? depth - done : CHAIN);
+    int64_t done = 0;
+    do { /* once, where a block is one chain deep */
+        const int64_t steps = CHAINS == 1 || depth - done < CHAIN ? depth - done : CHAIN;
         lanes sum[R][2];
+#pragma GCC unroll 8
         for (int i = 0; i < R; i++) sum[i][0] = sum[i][1] = (lanes){0};
-        for (; a < end; a += R, b += S) {
+        UNROLLED
+        for (int64_t k = 0; k < steps; k++, a += R, b += S) {
             const lanes left = *(const lanes *)b, right = *(const lanes *)(b + L);
-            __builtin_prefetch(b + 8 * S);
-            if (S * sizeof(word) > LINE) __builtin_prefetch(b + 8 * S + L); /* the second line of a row */
+            if (FETCHED) __builtin_prefetch(b + FETCHED * S);
+            if (FETCHED && S * sizeof(word) > LINE) __builtin_prefetch(b + FETCHED * S + L); /* a row's second line */
 #pragma GCC unroll 8
             for (int i = 0; i < R; i++) {
                 sum[i][0] = fused(sum[i][0], a + i, left, half);
                 sum[i][1] = fused(sum[i][1], a + i, right, half);
             }
         }
+#pragma GCC unroll 8
         for (int i = 0; i < R; i++) {
             total[i][0] = done ? total[i][0] + sum[i][0] : sum[i][0];
             total[i][1] = done ? total[i][1] + sum[i][1] : sum[i][1];
         }
-    }
+        done += steps;
+    } while (CHAINS > 1 && done < depth);
     lanes start[2] = {{0}, {0}};
     if (bias) start[0] = *(const loose *)bias, start[1] = *(const loose *)(bias + L);
+#pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
 #if defined(__AVX512BF16__)
         if (rounded) {
