@@ -191,7 +191,7 @@ static int64_t room_of(const attention *c, char *memory, room *r) {
         int64_t size;
     } parts[] = {{&r->k, keys * KP}, {&r->v, keys * KP}, {&r->other, pairs_of(c) ? keys / 2 * KP : 0},
                  {&r->dk, keys * KP}, {&r->dv, keys * KP}, {&r->raw, M * KP}, {&r->rows, block}, {&r->columns, block},
-                 {&r->d_rows, block}, {&r->d_columns, block}, {&r->strips, STRIPS * BLOCKS * r->strip}};
+                 {&r->d_rows, block}, {&r->d_columns, block}, {&r->strips, STRIPS * BLOCKS * r->strip + R}};
     int64_t at = 0;
     for (int n = 0; n < sizeof(parts) / sizeof(*parts); n++) {
         *parts[n].part = (float *)memory + at;
@@ -207,7 +207,8 @@ INLINE void gather(const attention *c, const piece *p, const sight *s, const flo
     const int64_t KP = up(c->K, L), unit = pairs ? 2 : 1;
     for (int64_t m = 0; m < s->count; m += R) {
         const int64_t begin = (c->window ? most(s->begin, s->low + m - c->window + 1) : 0) / unit;
-        const int64_t depth = up(least(s->low + m + R, p->keys), unit) / unit - begin;
+        const int64_t last = s->low + least(m + R, M); /* a tile may reach beyond the block, where nobody looks */
+        const int64_t depth = up(least(last, p->keys), unit) / unit - begin;
         const float *a = strip + (begin - s->begin / unit) * M + m;
         for (int64_t k = 0; k < KP; k += 2 * L) {
             const float *b = rows + begin * KP + k;
@@ -288,6 +289,11 @@ INLINE lanes weights_of(const float *x, float *to, lanes unit, lanes top, const 
     return sum;
 }
 
+/* Zeros for a tile's first vector of queries, which see none of its keys: a tile of R queries may be of both vectors. */
+INLINE void unseen(float *strip) {
+    for (int i = 0; i < R && L % R; i++) *(lanes *)(strip + i * M) = (lanes){0};
+}
+
 INLINE void weights(const attention *c, const sight *s, float *strip, const lanes top[2], lanes total[2],
                     const int pairs) {
     const lanes unit = all(fabsf(unit_of(c))), first = top[0] * unit, second = top[1] * unit;
@@ -296,6 +302,7 @@ INLINE void weights(const attention *c, const sight *s, float *strip, const lane
     for (int64_t n = s->begin; n < s->end; n += R, strip += R * M, to += R * M / (pairs ? 2 : 1)) {
         const view w = view_of(c, s, n);
         if (w.from == 0) one += weights_of(strip, to, unit, first, pairs);
+        else unseen(to);
         if (w.to == 2) other += weights_of(strip + L, to + L, unit, second, pairs);
     }
     total[0] = one;
@@ -333,13 +340,12 @@ static void forward_block(const attention *c, const piece *p, int64_t head, cons
     lanes top[2], total[2];
     (pairs_of(c) ? score_pairs : score_fp32)(c, &s, r, r->strips, top);
     (pairs_of(c) ? weights_pairs : weights_fp32)(c, &s, r->strips, top, total);
-    float factor[M];
+    float factor[M + R] = {0}; /* a tile's rows from any of the block's on */
     for (int m = 0; m < s.count; m++) {
         const float sum = total[m / L][m % L];
         factor[m] = 1.0f / sum;
         c->lse[head * c->positions + at + m] = top[m / L][m % L] * fabsf(natural_of(c)) + logf(sum);
     }
-    for (int64_t m = s.count; m < M; m++) factor[m] = 0.0f;
     (pairs_of(c) ? gather_pairs : gather_fp32)(c, p, &s, r->strips, r->v, factor, c->out, (at * c->H + head) * c->K,
                                                c->H * c->K);
 }
@@ -402,6 +408,7 @@ INLINE void weigh(const attention *c, const sight *s, const room *r, int block, 
                 memcpy(curve, e, sizeof(lanes[R][2]));
             }
             (pairs ? scores_pairs : scores_fp32)(c, r->v + n * W, r->d_columns + at, w, (lanes (*)[2])dp);
+            if (w.from) unseen(p), unseen(q), unseen(curve);
             for (int j = w.from; j < w.to; j++) {
                 const lanes shift = j ? lse_second : lse_first;
 #pragma GCC unroll 8
@@ -478,7 +485,7 @@ static void backward_block(const attention *c, const piece *p, int64_t head, con
     lanes lse[2] = {{0}, {0}}, total[2], delta[2];
     for (int m = 0; m < s->count; m++) lse[m / L][m % L] = c->lse[stat + m] * (float)LOG2_E;
     (pairs_of(c) ? weigh_pairs : weigh_fp32)(c, s, r, block, lse, total, delta);
-    float factor[M] = {0};
+    float factor[M + R] = {0};
     for (int m = 0; m < s->count; m++) {
         const float whole = 1.0f / total[m / L][m % L];
         delta[m / L][m % L] *= whole;

@@ -19,7 +19,7 @@
 #include <immintrin.h>
 enum { L = 16, R = 8 };
 #elif defined(__AVX__)
-enum { L = 8, R = 4 };
+enum { L = 8, R = 6 };
 #else
 enum { L = 4, R = 4 };
 #endif
@@ -218,10 +218,11 @@ APART void transpose(const float *x, int64_t W, float *out) {
  * columns. */
 INLINE void put_tile(lanes sum[R][2], const float *factor, void *to, int half, int64_t at, int64_t row, int64_t rows,
                      int64_t columns) {
-    if (!half && rows >= R && columns >= 2 * L) {
+    if (!half && columns >= 2 * L) {
 #pragma GCC unroll 8
         for (int i = 0; i < R; i++)
-            for (int j = 0; j < 2; j++) *(loose *)((float *)to + at + i * row + j * L) = sum[i][j] * all(factor[i]);
+            for (int j = 0; j < 2 && i < rows; j++)
+                *(loose *)((float *)to + at + i * row + j * L) = sum[i][j] * all(factor[i]);
         return;
     }
     lanes tile[R][2];
