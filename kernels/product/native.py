@@ -29,11 +29,6 @@ def _library() -> tuple[ctypes.CDLL, int]:
     """(library, bytes of a thread's panels)."""
     library = native.load("product")
     assert library is not None, native.why_not("product")
-    return bound(library)
-
-
-def bound(library: ctypes.CDLL) -> tuple[ctypes.CDLL, int]:
-    """The same of a library that was built from native.c."""
     for size in (library.product_panel_bytes, library.product_rounded_depth):
         size.restype = ctypes.c_int64
     library.product_of.restype = None

@@ -1,17 +1,13 @@
-import ctypes
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from numerics import assert_bitwise, check, run
+from processors import OLDER, built_for, needs_older
 from torch.utils.flop_counter import FlopCounterMode
 
 from hotplate.kernels import native
 from hotplate.kernels.linear import linear
 from hotplate.kernels.linear.native import operator
-from hotplate.kernels.native import build
 from hotplate.kernels.product import choice, multiply
 from hotplate.kernels.product import native as products
 
@@ -21,7 +17,6 @@ FORMS = ["eager", *(["native"] if NATIVE else [])]
 needs_c = pytest.mark.skipif(not NATIVE, reason="no C compiler")
 HALVES = NATIVE and bool(products.takes_halves())
 halves = pytest.mark.skipif(not HALVES, reason="no AVX512_BF16")
-CPU_FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 DTYPES = [torch.float32, *([torch.bfloat16] if HALVES else [])]
 # (rows, inputs, outputs): one, odd, a tile of 8 x 32 (6 x 16 without AVX-512) and past it, past a chain of 512 and a
 # block of 128 x 1024 x 1024 (96 x 512 x 512)
@@ -48,23 +43,15 @@ def test_error_is_within_budget(shape, impl):
     check(form(impl), form("reference"), lambda: operands(*shape), F.linear)
 
 
-@pytest.fixture(scope="module")
-def without_avx512(tmp_path_factory):
-    """The library's functions as they are built where vectors have 256 bits."""
-    path = tmp_path_factory.mktemp("avx2") / "product.so"
-    flags = [*build._flags(), "-march=x86-64-v3", "-o", str(path), str(build.KERNELS / "product" / "native.c")]
-    subprocess.run([*build._toolchain()[0], *flags], check=True)
-    return products.bound(ctypes.CDLL(str(path)))
-
-
 @needs_c
-@pytest.mark.skipif("avx2" not in CPU_FLAGS, reason="a processor without AVX2")
+@needs_older
+@pytest.mark.parametrize("processor", OLDER[:-1])  # the last has no fused products: torch's there would err more, too
 @pytest.mark.parametrize("shape", SHAPES)
-def test_error_of_the_form_for_avx2_is_within_budget(monkeypatch, without_avx512, shape):
-    """Other tiles, other blocks, whatever this processor has beyond them."""
-    monkeypatch.setattr(products, "_library", lambda: without_avx512)
+def test_error_is_within_budget_on_older_processors(monkeypatch, processor, shape):
+    """Other tiles, other blocks."""
     monkeypatch.setattr(products, "panels", products.Panels())
-    check(form("native"), form("reference"), lambda: operands(*shape), F.linear)
+    with built_for(processor, products._library):
+        check(form("native"), form("reference"), lambda: operands(*shape), F.linear)
 
 
 @halves

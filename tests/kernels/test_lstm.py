@@ -1,8 +1,10 @@
 import pytest
 import torch
 from numerics import assert_bitwise, assert_long_memory, assert_resets_stop_a_nan, check, run
+from processors import OLDER, built_for, needs_older
 
 from hotplate.kernels.lstm import lstm
+from hotplate.kernels.recurrence import native as recurrence
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 IMPLS = ("eager", "native", "reference")
@@ -67,13 +69,22 @@ def test_error_is_within_budget(shape, shared, impl, dtype):
 
 @pytest.mark.parametrize("B", [2, 4, 6, 7, 8, 9, 12, 13, 25])
 def test_every_tile_of_the_native_form_is_within_budget(B):
-    """Tiles hold 1 to 12 rows, and columns come in panels: 40 fills two and a half."""
+    """Tiles hold 1 to 12 rows, and columns come in panels: 40 fills two and a half of 16."""
     resets = torch.rand(B, 3) < 0.2
     check(
         lambda *leaves: lstm(*leaves, resets, impl="native"),
         lambda *leaves: lstm(*leaves, resets, impl="reference"),
         lambda: inputs(B, 3, 1, 40, 1),
     )
+
+
+@needs_older
+@pytest.mark.parametrize("processor", OLDER)
+def test_error_is_within_budget_on_older_processors(processor):
+    """Panels of 8 columns, tiles of at most 6 rows."""
+    with built_for(processor, recurrence._library):
+        for B in (1, 2, 4, 5, 6, 7, 13):
+            test_every_tile_of_the_native_form_is_within_budget(B)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
