@@ -14,6 +14,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
+OPTIONS = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "brisk_interpreter"]
 FILES = sorted(HERE.glob("interpreted_*.py"))
 PARTS = 4  # processes, each of some files and of a part of the minutes
 
@@ -22,9 +23,9 @@ PARTS = 4  # processes, each of some files and of a part of the minutes
 def test_kernels_agree_with_the_definition_in_the_interpreter(part):
     assert {"interpreted_qlstm", "interpreted_lstm_diagonal"} <= {path.stem for path in FILES}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *map(str, FILES[part::PARTS])],
+        [sys.executable, "-m", "pytest", *OPTIONS, *map(str, FILES[part::PARTS])],
         cwd=HERE.parent.parent,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)},
         capture_output=True,
         text=True,
         check=False,
