@@ -1,4 +1,4 @@
-"""Ranks that stay: processes that torch is loaded in once, for many short runs of several ranks."""
+"""Ranks that start in milliseconds: forks of one process that torch is loaded in, for many short runs of several."""
 
 import hashlib
 import io
@@ -16,22 +16,16 @@ from tiny import ROOT
 
 
 class Crew:
-    """Up to `size` processes; a run uses the first so many as its ranks."""
+    """A process that forks the ranks of each run."""
 
-    def __init__(self, size: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-        # Checkouts that share the folder of DeepSpeed's extension make each other compile it again and again.
-        environment.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / "build" / "torch_extensions"))
-        self._members = [
-            subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(size)
-        ]
+    def __init__(self) -> None:
+        self._parent = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+        )
         self._port = 20_000 + os.getpid() % 10_000
         self.rows: list[list[str]] = []  # of the last run: per update, what each row held, in global order
 
@@ -40,29 +34,24 @@ class Crew:
         that are no numbers in the updates `poisoned`, of which the first is 1."""
         self._port += 1
         order = {"folder": str(folder), "flags": flags, "world": ranks, "port": self._port, "poisoned": poisoned}
-        for member in self._members[:ranks]:
-            assert member.stdin is not None
-            member.stdin.write(json.dumps(order) + "\n")
-            member.stdin.flush()
-        said, rows = [], []
-        for rank, member in enumerate(self._members[:ranks]):
-            assert member.stdout is not None
-            answer = json.loads(member.stdout.readline())
-            said.append(answer["said"])
-            rows.append(answer["rows"])
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(order) + "\n")
+        self._parent.stdin.flush()
+        answers = json.loads(self._parent.stdout.readline())
+        for rank, answer in enumerate(answers):
             assert answer["code"] == code, f"rank {rank}: {answer['said']}"
+        rows = [answer["rows"] for answer in answers]
         self.rows = [[row for part in parts for row in part] for parts in zip(*rows, strict=True)]
-        return "".join(said)
+        return "".join(answer["said"] for answer in answers)
 
     def close(self) -> None:
-        for member in self._members:
-            assert member.stdin is not None
-            member.stdin.close()
-            member.wait(30)
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(30)
 
 
 def main() -> None:
-    """Answer what comes in, line by line, each by a fork: nothing of one run's is left for the next."""
+    """Answer what comes in, line by line, each by a fork a rank: nothing of one run's is left for the next."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is no answer
     import deepspeed
@@ -73,15 +62,29 @@ def main() -> None:
     nursery.load()
     assert deepspeed.ops.__compatible_ops__  # found out with a C compiler, and kept
     for line in sys.stdin:
-        if (child := os.fork()) == 0:
-            try:
-                _answer(json.loads(line), answers)
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
+        order = json.loads(line)
+        ranks = [_born(order, rank) for rank in range(order["world"])]
+        answers.write(json.dumps([json.loads(rank.read()) for rank in ranks]) + "\n")
+        answers.flush()
+        for _ in ranks:
+            os.wait()
 
 
-def _answer(order: dict, answers: IO[str]) -> None:
+def _born(order: dict, rank: int) -> IO[str]:
+    """Where the answer of a rank's process comes out."""
+    out, into = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with os.fdopen(into, "w") as answer:
+                _answer(order, answer)
+        finally:
+            os._exit(0)
+    os.close(into)
+    return os.fdopen(out)
+
+
+def _answer(order: dict, answer: IO[str]) -> None:
     from hotplate.train.commands import guarded
     from hotplate.train.commands.train import main as train
 
@@ -96,8 +99,7 @@ def _answer(order: dict, answers: IO[str]) -> None:
     except BaseException:
         said.write(traceback.format_exc())
         code = 1
-    answers.write(json.dumps({"code": code, "said": said.getvalue(), "rows": rows}) + "\n")
-    answers.flush()
+    answer.write(json.dumps({"code": code, "said": said.getvalue(), "rows": rows}))
 
 
 def _watched(poisoned: list[int]) -> list[list[str]]:

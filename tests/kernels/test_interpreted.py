@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 OPTIONS = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "brisk_interpreter"]
 FILES = sorted(HERE.glob("interpreted_*.py"))
-PARTS = 4  # processes, each of some files and of a part of the minutes
+PARTS = 3  # processes, each of some files
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -190,12 +190,15 @@ def probed() -> Any:
     """The package. InputError when it is missing or does not load."""
     try:
         import deepspeed
+        import deepspeed.ops
         import deepspeed.utils
     except ImportError as error:
         raise InputError(
             f"--engine deepspeed: the package does not load ({error}); pip install 'hotplate[deepspeed]'"
         ) from error
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # On a CPU it would compile this for a minute: an exchange that only its inference calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
