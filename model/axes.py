@@ -59,6 +59,9 @@ class Linear(nn.Linear):
             "bias": Axes(stacked[:1], blocks, stacked, powers=powers),
         }
 
+    def reset_parameters(self) -> None:
+        """No values: `initialise` or a checkpoint fills them."""
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] -> [..., sum(blocks)]."""
         return linear(x, self.weight, self.bias)
@@ -70,6 +73,9 @@ class Embedding(nn.Embedding):
     def __init__(self, rows_axis: str, rows: int, width: int) -> None:
         super().__init__(rows, width)
         self.axes = {"weight": Axes((rows_axis, "residual"), reads=0, writes=1)}
+
+    def reset_parameters(self) -> None:
+        """No values, as above."""
 
 
 def parameter_axes(model: nn.Module) -> dict[str, tuple[Tensor, Axes]]:

@@ -12,6 +12,7 @@ separate.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -52,7 +53,8 @@ class Strategy:
         return self.snr_db is not None and self.name in MIXING
 
 
-def declared_axes(config: ModelConfig) -> dict[str, Axes]:
+@lru_cache(maxsize=64)
+def declared_axes(config: ModelConfig) -> Mapping[str, Axes]:
     """Every parameter of a model by name with its axes, in the model's order."""
     with torch.device("meta"):
         return {name: axes for name, (_, axes) in parameter_axes(LanguageModel(config)).items()}
