@@ -114,18 +114,11 @@ def test_packed_documents_are_each_document_alone_and_runs_repeat():
 
 
 SHIPPED_WIDTHS = (32, 64, 128, 256)
-PADDED, SINGLE = (24, torch.float16), (128, torch.float32)  # pointers, the first beside columns that hold nothing
-CAPPED = {"softcap": 2.0}
+DESCRIBED, POINTERS = [(K, torch.float16) for K in SHIPPED_WIDTHS], [(24, torch.float16), (128, torch.float32)]
 POISONED = [  # heads of a group, width and dtype, features
-    (1, (32, torch.float16), CAPPED),
-    (2, (32, torch.float16), {"window": 9}),
-    (4, (32, torch.float16), {}),
-    (2, (64, torch.float16), CAPPED),
-    (2, (128, torch.float16), {}),
-    (2, (256, torch.float16), CAPPED),
-    *((2, PADDED, features) for features in ({}, CAPPED, {"window": 9})),
-    (1, SINGLE, {}),
-    (2, SINGLE, CAPPED),
+    *((2, width, features) for width in DESCRIBED + POINTERS for features in ({}, {"softcap": 2.0})),
+    *((2, width, {"window": 9}) for width in (DESCRIBED[0], POINTERS[0])),
+    *((group, DESCRIBED[0], features) for group in (1, 4) for features in ({}, {"softcap": 2.0})),
 ]
 
 
