@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOCK ?= requirements.lock
-PIP_FLAGS ?=
+# Modules compile when they are first imported: to compile all that is installed takes longer than to install it.
+PIP_FLAGS ?= --no-compile
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev

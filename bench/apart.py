@@ -47,6 +47,8 @@ class Apart:
 
 def start(name: str, work: Callable[[], Callable[[Any], Any]]) -> Apart:
     """Calls `work` in a new process; what that returns answers there, for as long as this process lives."""
+    import torch._dynamo  # noqa: F401 - else every process loads it at its first operator of ours, for seconds
+
     here, there = FORK.Pipe()
     parent = os.getpid()
 
