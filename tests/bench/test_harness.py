@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -221,8 +222,11 @@ def test_rates_of_bf16_are_of_fp32_copies_where_the_processor_does_not_multiply_
     monkeypatch.setattr(rates, "multiply", lambda left, right, out: seen.add(left.dtype))
     monkeypatch.setattr(rates, "CPU_SIDES", (8,))
     monkeypatch.setattr(rates, "CPU_BYTES", 1 << 10)
-    rates._measure("cpu", torch.bfloat16)
+    monkeypatch.setattr(rates, "computed_apart", lambda name, function: function())
+    monkeypatch.setattr(rates, "measured_rates", cache(rates.measured_rates.__wrapped__))
+    found = rates.measured_rates("cpu", torch.bfloat16)
     assert seen == {torch.bfloat16 if halves else torch.float32}
+    assert (rates.measured_rates("cpu", torch.float32) is found) != halves
 
 
 def test_processors_of_one_name_are_told_apart(tmp_path):
