@@ -17,7 +17,7 @@ def retention(arena: Arena, times: int) -> str:
     for keep in (1, 2)[:times]:
         run = arena.place("run")
         faults = [f"slow_files:{run}/checkpoints:{SLOW}"]
-        child = arena.start(run, 120, "--run.checkpoint-every=0.05", f"--run.keep={keep}", faults=faults)
+        child = arena.start(run, 300, "--run.checkpoint-every=0.02", f"--run.keep={keep}", faults=faults)
         seen = 0
         while child.poll() is None:
             time.sleep(drawn.uniform(0.01, 0.15))
