@@ -11,7 +11,7 @@
 
 #include "tiles.h"
 
-enum { ROWS = LANES / 2, CHAIN = 128, TERMS = 4 * CHAIN, GROUP = 4 * LANES }; /* GROUP columns of da are packed at once */
+enum { ROWS = LANES / 2, CHAIN = 128, TERMS = 4 * CHAIN, GROUP = 4 * LANES }; /* GROUP: columns of da packed at once */
 
 typedef struct {
     int64_t B, T, H, K;
