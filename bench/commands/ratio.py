@@ -20,7 +20,7 @@ from hotplate.train.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("kernels", "model", "train", "bench")
-ARM_SECONDS = 0.3  # of one tree in a pair
+ARM_SECONDS = 0.15  # of one tree in a pair
 MOST_STEPS = 1000
 ALLOWED = "Slower:"  # begins a line of a commit message that accepts a slower step, and says why
 
@@ -57,7 +57,7 @@ def _slower(name: str, base: Path, seconds: float, attempt: int) -> bool:
     """One test with processes of its own. A tree in which a worker cannot run decides nothing."""
     with ExitStack() as stack:
         try:
-            head, other = (stack.enter_context(timed(tree, name, seconds)) for tree in (ROOT, base))
+            other, head = (stack.enter_context(timed(tree, name, seconds)) for tree in (base, ROOT))
         except InputError as error:
             say(f"{name}: inconclusive: {error}")
             return False

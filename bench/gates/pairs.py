@@ -4,7 +4,8 @@ d = log(head / base) of a pair, k steps of each in random order. After 20, 40 an
 give an interval for its median that needs no distribution (sign test), at ALPHA / looks per look. Slower: the interval
 lies above a ratio of 1.02. Faster: below 0.97. No slower: below 1.04. Else more pairs, and after the last look
 inconclusive, which blocks nothing. By the union over looks an unchanged tree is called slower with a probability of at
-most ALPHA / 2.
+most ALPHA / 2, as far as pairs are independent: what two processes keep between them for as long as they live
+(worker.py) is common to all of theirs. So `hotplate bench ratio` asks two more before it calls a tree slower.
 """
 
 import math

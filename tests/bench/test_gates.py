@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from hotplate.bench.commands import gates, ratio
-from hotplate.bench.gates import budgets, counts, instructions, pairs
+from hotplate.bench.gates import budgets, counts, instructions, pairs, worker
 from hotplate.train.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +191,26 @@ def test_only_twice_slower_blocks(times: list[str], code: int, monkeypatch) -> N
     monkeypatch.setattr(pairs, "compare", lambda *_, **__: pairs.Finding(next(verdicts), 1.1, 1.05, 1.2, 20))
     monkeypatch.setattr(ratio, "timed", lambda *_: __import__("contextlib").nullcontext())
     assert ratio.main(["--self-test", "--models", "gpt-nano"]) == code
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="personality(2) is of Linux")
+def test_workers_have_the_same_addresses() -> None:
+    """Of a library, and of what is allocated early; unless this machine forbids it, as some containers do."""
+    path = Path(worker.__file__).parent
+    asked = f"import sys; sys.path.insert(0, {str(path)!r}); import ctypes, worker; "
+    told = "print(ctypes.CDLL(None).personality(worker.WHICH) & worker.ADDR_NO_RANDOMIZE,"
+    told += " ctypes.addressof(ctypes.c_int.in_dll(ctypes.CDLL(None), 'optind')), id(object()))"
+
+    def run(code: str) -> str:
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        command = [sys.executable, "-P", "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    first, second = (run(f"{asked} worker.fix_addresses(); {told}") for _ in range(2))
+    if first.startswith("0 "):
+        pytest.skip("addresses cannot be fixed here")
+    assert first == second
+    assert first != run(asked + told)
 
 
 def test_a_worker_is_run_by_its_path() -> None:
