@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO, Annotated
 import tyro
 
 from hotplate.bench.gates import pairs, worker
-from hotplate.bench.gates.pairs import Finding, Time
+from hotplate.bench.gates.pairs import Finding
 from hotplate.train import settings
 from hotplate.train.console import say
 from hotplate.train.errors import InputError
@@ -57,18 +57,20 @@ def _slower(name: str, base: Path, seconds: float, attempt: int) -> bool:
     """One test with processes of its own. A tree in which a worker cannot run decides nothing."""
     with ExitStack() as stack:
         try:
-            other, head = (stack.enter_context(timed(tree, name, seconds)) for tree in (base, ROOT))
+            other, head = (stack.enter_context(timed(tree, name)) for tree in (base, ROOT))
         except InputError as error:
             say(f"{name}: inconclusive: {error}")
             return False
-        found: Finding = pairs.compare(head, other, seed=attempt)
+        # As many of both: a step that follows the other tree's is slower, and would weigh more in the shorter time.
+        steps = min(MOST_STEPS, max(1, round(seconds / max(head(1), other(1), 1e-6))))
+        found: Finding = pairs.compare(lambda: head(steps), lambda: other(steps), seed=attempt)
     say(f"{name}: {found}")
     return found.verdict == "slower"
 
 
 @contextmanager
-def timed(tree: Path, name: str, seconds: float) -> Iterator[Time]:
-    """A clock for steps of `tree` in a process of its own. InputError when it does not start."""
+def timed(tree: Path, name: str) -> Iterator[Callable[[int], float]]:
+    """Processor seconds of so many steps of `tree`, in a process of its own. InputError when it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:
             Path(folder, "hotplate").mkdir(exist_ok=True)
@@ -92,8 +94,7 @@ def timed(tree: Path, name: str, seconds: float) -> Iterator[Time]:
                 raise InputError(f"{tree}: no steps of {name}: {told[-1]}")
             if not Path(where).is_relative_to(tree.resolve()):
                 raise InputError(f"{tree}: no steps of {name}: Python found the model in {where}")
-            steps = min(MOST_STEPS, max(1, round(seconds / max(ask(1), 1e-6))))
-            yield lambda: ask(steps) / steps
+            yield ask
         finally:
             asked.close()
             process.wait(timeout=60)

@@ -1,4 +1,5 @@
-"""A process that times training steps of the tree on its path: a line "k" in, processor seconds of k steps out.
+"""A process that times training steps of the tree on its path: a line "k" in, processor seconds of k steps out, after
+one that is not timed, as caches hold what another process left.
 
 Run by path, so that the same file times other revisions too: it asks only for what every revision has had for long.
 `python worker.py MODEL`; "ready" and where the tree lies comes first, an empty line ends it.
@@ -54,6 +55,7 @@ def main(name: str) -> None:
     for line in sys.stdin:
         if not line.strip():
             break
+        step([batch], states, lr=0.0)
         before = time.process_time()
         for _ in range(int(line)):
             step([batch], states, lr=0.0)

@@ -1,5 +1,6 @@
 """Gates against slower code: an unchanged tree passes, planted regressions are caught, and so are unrecorded gains."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -157,6 +158,35 @@ def test_an_unchanged_tree_is_called_slower_less_often_than_stated() -> None:
     assert at_the_edge.count("slower") <= 400 * pairs.ALPHA
 
 
+def test_both_trees_come_first_equally_often() -> None:
+    order: list[str] = []
+
+    def clock(name: str):
+        return lambda: order.append(name) or 1.0
+
+    pairs.compare(clock("head"), clock("base"), seed=0, looks=(pairs.LOOKS[0],))
+    first = order[::2]
+    assert first.count("head") == first.count("base") == pairs.LOOKS[0] / 2
+
+
+def test_both_trees_are_timed_over_as_many_steps(monkeypatch) -> None:
+    """Also where the first step of one took longer."""
+    asked: dict[str, set[int]] = {"head": set(), "base": set()}
+
+    def timed(tree: Path, name: str):
+        tree_name = "head" if tree == ROOT else "base"
+
+        def ask(steps: int) -> float:
+            asked[tree_name].add(steps)
+            return steps * (0.01 if tree_name == "head" else 0.03)
+
+        return contextlib.nullcontext(ask)
+
+    monkeypatch.setattr(ratio, "timed", timed)
+    ratio._slower("gpt-nano", Path("base"), 0.3, 0)
+    assert asked == {"head": {1, 10}, "base": {1, 10}}
+
+
 def test_the_interval_encloses_the_median_as_often_as_it_says() -> None:
     for n in pairs.LOOKS:
         r = pairs.rank(n, 0.05)
@@ -168,15 +198,15 @@ def test_the_interval_encloses_the_median_as_often_as_it_says() -> None:
 
 def test_two_processes_time_one_tree() -> None:
     """The whole way: workers start, take turns and end; what they find is not asserted, a machine may be busy."""
-    with ratio.timed(ROOT, "gpt-nano", 0.0) as head, ratio.timed(ROOT, "qlstm-nano", 0.0) as base:
-        found = pairs.compare(head, base, looks=(3,))
+    with ratio.timed(ROOT, "gpt-nano") as head, ratio.timed(ROOT, "qlstm-nano") as base:
+        found = pairs.compare(lambda: head(1), lambda: base(1), looks=(3,))
     assert found.pairs == 3 and found.verdict == "inconclusive" and found.ratio > 0
 
 
 def test_a_tree_without_the_model_decides_nothing(tmp_path: Path, capsys) -> None:
     with (
         pytest.raises(InputError, match="no steps of gpt-nano: "),
-        ratio.timed(tmp_path, "gpt-nano", 0),
+        ratio.timed(tmp_path, "gpt-nano"),
     ):
         pass
     assert ratio._slower("gpt-nano", tmp_path, 0.0, 0) is False
@@ -189,7 +219,7 @@ def test_a_tree_without_the_model_decides_nothing(tmp_path: Path, capsys) -> Non
 def test_only_twice_slower_blocks(times: list[str], code: int, monkeypatch) -> None:
     verdicts = iter(times)
     monkeypatch.setattr(pairs, "compare", lambda *_, **__: pairs.Finding(next(verdicts), 1.1, 1.05, 1.2, 20))
-    monkeypatch.setattr(ratio, "timed", lambda *_: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(ratio, "timed", lambda *_: contextlib.nullcontext(lambda steps: 0.0))
     assert ratio.main(["--self-test", "--models", "gpt-nano"]) == code
 
 
