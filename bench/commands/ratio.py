@@ -88,12 +88,15 @@ def timed(tree: Path, name: str) -> Iterator[Callable[[int], float]]:
             return float(told_back.readline())
 
         try:
-            ready, _, where = told_back.readline().strip().partition(" ")
+            ready, _, told_where = told_back.readline().strip().partition(" ")
+            addresses, _, where = told_where.partition(" ")
             if ready != "ready":
                 told = process_errors.read().strip().splitlines() or ["no message"]
                 raise InputError(f"{tree}: no steps of {name}: {told[-1]}")
             if not Path(where).is_relative_to(tree.resolve()):
                 raise InputError(f"{tree}: no steps of {name}: Python found the model in {where}")
+            if addresses == "random":
+                say(f"{name}: this machine keeps addresses random, so unchanged trees may differ more")
             yield ask
         finally:
             asked.close()

@@ -1,12 +1,12 @@
 """Whether one tree is slower than another, from paired times: a sequential test with a stated rate of false alarms.
 
-d = log(head / base) of a pair, k steps of each in random order, every second pair in the reverse of the one before, so
-that neither tree comes first more often. After 20, 40 and 80 pairs the order statistics of d
-give an interval for its median that needs no distribution (sign test), at ALPHA / looks per look. Slower: the interval
-lies above a ratio of 1.02. Faster: below 0.97. No slower: below 1.04. Else more pairs, and after the last look
-inconclusive, which blocks nothing. By the union over looks an unchanged tree is called slower with a probability of at
-most ALPHA / 2, as far as pairs are independent: what two processes keep between them for as long as they live
-(worker.py) is common to all of theirs. So `hotplate bench ratio` asks two more before it calls a tree slower.
+d = log(head / base) of a pair, k steps of each in random order, every second pair in the reverse of the one before,
+so that neither tree comes first more often. After 20, 40 and 80 pairs the order statistics of d give an interval for
+its median that needs no distribution (sign test), at ALPHA / looks per look. Slower: the interval lies above a ratio
+of 1.02. Faster: below 0.97. No slower: below 1.04. Else more pairs, and after the last look inconclusive, which
+blocks nothing. By the union over looks an unchanged tree is called slower with a probability of at most ALPHA / 2, as
+far as pairs are independent: what two processes keep between them for as long as they live (worker.py) is common to
+all of theirs. So `hotplate bench ratio` asks two more before it calls a tree slower.
 """
 
 import math

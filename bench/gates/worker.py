@@ -2,9 +2,9 @@
 one that is not timed, as caches hold what another process left.
 
 Run by path, so that the same file times other revisions too: it asks only for what every revision has had for long.
-`python worker.py MODEL`; "ready" and where the tree lies comes first, an empty line ends it.
-Where Linux allows it, memory lies at the same addresses in every process: at random ones (ASLR), two processes of one
-tree differ for as long as they live, by much more than the test decides about (docs/log.md).
+`python worker.py MODEL`; "ready", whether addresses are "fixed" or "random" and where the tree lies come first, an
+empty line ends it. Where Linux allows it, memory lies at the same addresses in every process: at random ones (ASLR),
+two processes of one tree differ for as long as they live, by much more than the test decides about (docs/log.md).
 """
 
 import ctypes
@@ -17,17 +17,18 @@ ROWS, WINDOW, WARMUP = 2, 64, 5
 ADDR_NO_RANDOMIZE, WHICH = 0x0040000, 0xFFFFFFFF  # of Linux's personality(2), as is which one a process has
 
 
-def fix_addresses() -> None:
-    """Starts this program anew without random addresses, once; without effect where that is not allowed."""
+def fix_addresses() -> bool:
+    """Starts this program anew without random addresses, once. False where that is not allowed: they stay random."""
     if sys.platform != "linux":
-        return
+        return False
     personality = ctypes.CDLL(None).personality
     had = personality(ctypes.c_ulong(WHICH))
     if not had & ADDR_NO_RANDOMIZE and personality(ctypes.c_ulong(had | ADDR_NO_RANDOMIZE)) != -1:
         os.execv(sys.executable, sys.orig_argv)
+    return had != -1 and bool(had & ADDR_NO_RANDOMIZE)
 
 
-def main(name: str) -> None:
+def main(name: str, addresses: str) -> None:
     from pathlib import Path
 
     import torch
@@ -51,7 +52,7 @@ def main(name: str) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    print("ready", Path(sys.modules[LanguageModel.__module__].__file__ or "").resolve(), flush=True)
+    print("ready", addresses, Path(sys.modules[LanguageModel.__module__].__file__ or "").resolve(), flush=True)
     for line in sys.stdin:
         if not line.strip():
             break
@@ -63,5 +64,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    fix_addresses()
-    main(sys.argv[1])
+    main(sys.argv[1], "fixed" if fix_addresses() else "random")
