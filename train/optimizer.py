@@ -4,7 +4,8 @@ narrower, and an update that clips, scales and skips non-finite gradients on the
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from hotplate.train.tensor_files import Piece
 # An orthogonal M x N matrix times this has the root mean square of an AdamW update, so both share one learning rate
 # and weight decay (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
 MUON_RMS = 0.2
+GATHERED_BYTES = 1 << 28  # fp32 gradients made at a time from narrow ones, which live until then
 KINDS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter, by its names in a checkpoint
 
 
@@ -78,15 +80,28 @@ class Optimizer:
 
     def gather(self) -> None:
         """Add the gradients of narrow weights into the fp32 masters and clear them: after each micro-batch."""
-        for name in self._narrow:
+        held = [name for name in self._narrow if self._parameters[name][0].grad is not None]
+        sizes = accumulate(self._masters[name].nbytes for name in held)
+        for _, group in groupby(zip(held, sizes, strict=True), key=lambda pair: pair[1] // GATHERED_BYTES):
+            self._gather([name for name, _ in group])
+
+    def _gather(self, names: Sequence[str]) -> None:
+        """On a GPU as few launches as there are kinds: first gradients, further ones."""
+        first: tuple[list[Tensor], list[Tensor]] = [], []  # where to, and what arrived
+        further: tuple[list[Tensor], list[Tensor]] = [], []
+        for name in names:
             parameter, master = self._parameters[name][0], self._masters[name]
-            if parameter.grad is None:
-                continue
+            assert parameter.grad is not None
+            into, arrived = first if master.grad is None else further
             if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad += parameter.grad
+                master.grad = torch.empty_like(parameter.grad, dtype=master.dtype)
+            into.append(master.grad)
+            arrived.append(parameter.grad)
             parameter.grad = None
+        if first[0]:
+            torch._foreach_copy_(*first)
+        if further[0]:
+            torch._foreach_add_(*further)
 
     @torch.no_grad()
     def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,11 @@ import numpy
 import torch
 import tyro
 
-from hotplate.bench.gates import budgets, counts, instructions
+from hotplate.bench.gates import budgets, counts, gpu, instructions
 from hotplate.train import settings
 from hotplate.train.console import say
 
-Gate = Literal["counts", "instructions"]
+Gate = Literal["counts", "gpu", "instructions"]
 ELSEWHERE = """machine code: tests/kernels/test_*compiled.py hold Triton kernels to tests/kernels/budgets; to record:
   python tests/kernels/test_compiled.py
 ratio: hotplate bench ratio [BASE] times this tree against another revision, in pairs"""
@@ -23,8 +23,8 @@ ratio: hotplate bench ratio [BASE] times this tree against another revision, in 
 class GatesConfig:
     """Compare what a step and the packer ask of a machine with bench/gates/*.json, two-sided."""
 
-    only: Annotated[tuple[Gate, ...], tyro.conf.arg(name="gate")] = ("counts", "instructions")
-    """which gates"""
+    only: Annotated[tuple[Gate, ...], tyro.conf.arg(name="gate")] = ("counts", "gpu", "instructions")
+    """which gates: a step on this CPU, a step on a GPU that need not be there, the packer"""
     record: bool = False
     """write what is found as the new budget"""
 
@@ -43,8 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         found = _found(gate)
         if config.record:
             kept = budgets.load(gate)["workloads"]
-            names = counts.workloads() if gate == "counts" else instructions.WORKLOADS
-            budgets.save(gate, versions(), {name: found.get(name, kept.get(name)) for name in names})
+            budgets.save(gate, versions(), {name: found.get(name, kept.get(name)) for name in workloads(gate)})
             say(f"{gate}: recorded {len(found)} in {budgets.path_of(gate)}")
             continue
         for name, lines in compare(gate, found).items():
@@ -54,6 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     if wrong:
         say(f"{wrong} differ: mend the cause, or if it is meant, record it: hotplate bench gates --record")
     return 1 if wrong else 0
+
+
+def workloads(gate: Gate) -> Sequence[str]:
+    """What the gate counts."""
+    return {"counts": counts.workloads(), "gpu": gpu.WORKLOADS, "instructions": tuple(instructions.WORKLOADS)}[gate]
 
 
 def compare(gate: Gate, found: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -78,10 +82,17 @@ def compare(gate: Gate, found: Mapping[str, Mapping[str, Any]]) -> dict[str, lis
 def _found(gate: Gate) -> dict[str, dict[str, Any]]:
     """Counts of every workload that can run here; a line for the others."""
     torch.set_num_threads(1)
-    found = {}
-    for name in counts.workloads() if gate == "counts" else instructions.WORKLOADS:
-        if reason := counts.why_not(name) if gate == "counts" else instructions.why_not():
+    reasons = {
+        "counts": counts.why_not,
+        "gpu": lambda name: gpu.why_not(),
+        "instructions": lambda name: instructions.why_not(),
+    }
+    able = []
+    for name in workloads(gate):
+        if reason := reasons[gate](name):
             say(f"not checked  {gate}: {name}: {reason}")
         else:
-            found[name] = asdict(counts.measure(name)) if gate == "counts" else dict(instructions.measure(name))
-    return found
+            able.append(name)
+    if gate == "gpu":
+        return gpu.measure(able) if able else {}
+    return {name: asdict(counts.measure(name)) if gate == "counts" else instructions.measure(name) for name in able}

@@ -7,7 +7,6 @@ them. Any difference from the recorded counts fails, also for the better: a gain
 
 import gc
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from hotplate.bench.gates.live import Live
 from hotplate.kernels import native
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig
@@ -116,34 +116,17 @@ class Dispatched(TorchDispatchMode):
         super().__init__()
         self.operations: Counter[str] = Counter()
         self.host_syncs: Counter[str] = Counter()
-        self.live = self.peak = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self.live = Live()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func.overloadpacket)
         self.operations[name] += 1
         if name.split(".")[1] in SYNCS:
             self.host_syncs[_place()] += 1
-        for known in tree_leaves((args, kwargs)):
-            if isinstance(known, Tensor):
-                self._known.add(known.untyped_storage())  # there before: views and results in place are not new
+        self.live.known(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
         result = func(*args, **(kwargs or {}))
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor):
-                self._made(made.untyped_storage())
+        self.live.made(x for x in tree_leaves(result) if isinstance(x, Tensor))
         return result
-
-    def _made(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._freed, size)
-
-    def _freed(self, size: int) -> None:
-        self.live -= size
 
 
 @contextmanager
@@ -195,7 +178,7 @@ def count(run: Callable[[], None]) -> dict[str, Any]:
         "operations": dict(sorted(seen.operations.items())),
         "host_syncs": dict(sorted(seen.host_syncs.items())),
         "flops": flops.get_total_flops(),
-        "peak_bytes": seen.peak,
+        "peak_bytes": seen.live.peak,
         "bytecodes": found[0],
     }
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from hotplate.kernels import native
 from hotplate.kernels.checks import want
-from hotplate.kernels.launch import address
 
 
 def _table(tensors: Sequence[Tensor] | None, N: int) -> ctypes.Array:
@@ -20,25 +19,35 @@ def adamw(
     gradients: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
+    steps: Sequence[Tensor],
     copies: Sequence[Tensor] | None,
-    factors: Tensor,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
+    weight_decay: float,
     scale: Tensor,
     skipped: Tensor,
 ) -> None:
-    """See op.py; factors [N, 3] are what the step makes of lr, betas and weight decay."""
+    """See op.py."""
     library, N = native.load("adamw"), len(weights)
     assert library is not None, "op.py asks for native code only where it was built"
     for copy in copies or ():
         want("adamw", copy.dtype == torch.bfloat16, "bfloat16 copies", str(copy.dtype), "use impl='eager'")
     if skipped.item() != 0:
         return
+    torch._foreach_add_(list(steps), 1.0)
+    rate = float(lr)
+    factors = [x for t in torch.stack(list(steps)).tolist() for x in _factors(t, rate, betas, weight_decay)]
     library.adamw(
         *(_table(tensors, N) for tensors in (weights, gradients, first, second, copies)),
         (ctypes.c_int64 * N)(*(x.numel() for x in weights)),
-        address(factors),
+        (ctypes.c_float * (3 * N))(*factors),
         ctypes.c_int64(N),
         *(ctypes.c_float(x) for x in (scale.item(), 1 - betas[0], betas[1], 1 - betas[1], eps)),
         ctypes.c_int(torch.get_num_threads()),
     )
+
+
+def _factors(t: float, lr: float, betas: tuple[float, float], weight_decay: float) -> tuple[float, float, float]:
+    """Of the weight, of the first moment and of the root of the second, at step t."""
+    return 1 - lr * weight_decay, lr / (1 - betas[0] ** t), (1 - betas[1] ** t) ** -0.5

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hotplate.kernels.adamw import eager, packages, reference
+from hotplate.kernels.adamw import packages
 from hotplate.kernels.checks import want
 from hotplate.kernels.launch import IMPLS, choose_impl
 
-# Forms that take the factors of each tensor instead of its step; triton's is imported when it is asked for.
-MODULES = {"native": "hotplate.kernels.adamw.native", "triton": "hotplate.kernels.adamw.streaming"}
+FORMS = {"triton": "streaming"}  # modules that are not called as their impl is
 
 
 @torch.no_grad()
@@ -44,9 +43,9 @@ def adamw(
     fp16 except for native) or None. lr: a number, or a tensor []. scale and skipped: fp32 [] on the device of the
     weights. Where skipped is not 0 nothing is changed, bit for bit. The host waits for nothing on a GPU. gradients may
     be overwritten with the scaled ones (torch's own form does that).
-    impl: auto, eager (torch's fused form), native (C on a CPU), triton (all tensors in one launch), reference, or apex
-    or deepspeed (those packages' fused Adam: the host waits once an update, `scale` is a pass of its own). auto is
-    triton on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
+    impl: auto, eager (torch's fused form), native (C on a CPU), triton (two launches for all), reference, or apex or
+    deepspeed (those packages' fused Adam: the host waits once an update, `scale` is a pass of its own). auto is triton
+    on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
     Memory traffic at the least: 28 bytes per weight, 30 with a copy.
     ValueError on any other shape, dtype, device or impl. Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
@@ -59,31 +58,16 @@ def adamw(
         holds = value.ndim == 0 and value.dtype == torch.float32 and value.device == like.device
         facts = f"{value.dtype} {list(value.shape)} on {value.device}"
         want("adamw", holds, f"{name} float32 [] on {like.device}", facts, "keep it on the device")
-    if impl in MODULES:
+    rest = (steps, copies, lr, betas, eps, weight_decay, scale, skipped)
+    if impl in ("native", "triton", *packages.MODULES):
         facts = str(like.dtype)
         want("adamw", like.dtype == torch.float32, f"float32 weights with impl={impl!r}", facts, "keep fp32 masters")
-        torch._foreach_add_(list(steps), 1.0)
-        factors = _factors(steps, lr, betas, weight_decay)
-        form = importlib.import_module(MODULES[impl])
-        form.adamw(weights, gradients, first, second, copies, factors, betas, eps, scale, skipped)
-        torch._foreach_sub_(list(steps), [skipped] * len(steps))  # as one scalar it would wait
-        return
     if impl in packages.MODULES:
-        facts = str(like.dtype)
-        want("adamw", like.dtype == torch.float32, f"float32 weights with impl={impl!r}", facts, "keep fp32 masters")
         packages.check(impl, like)
-        rest = (steps, copies, lr, betas, eps, weight_decay, scale, skipped)
         packages.adamw(impl, weights, gradients, first, second, *rest)
         return
-    function = eager.adamw if impl == "eager" else reference.adamw
-    function(weights, gradients, first, second, steps, copies, lr, betas, eps, weight_decay, scale, skipped)
-
-
-def _factors(steps: Sequence[Tensor], lr: float | Tensor, betas: tuple[float, float], weight_decay: float) -> Tensor:
-    """fp32 [N, 3]: 1 - lr weight_decay, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t); computed in fp64 on the device."""
-    t = torch.stack(list(steps)).double()
-    decay = torch.ones_like(t) * (1 - lr * weight_decay)
-    return torch.stack([decay, lr / (1 - betas[0] ** t), (1 - betas[1] ** t).rsqrt()], dim=1).float()
+    form = importlib.import_module(f"hotplate.kernels.adamw.{FORMS.get(impl, impl)}")
+    form.adamw(weights, gradients, first, second, *rest)
 
 
 def _check(

@@ -40,7 +40,9 @@ def scale_kernel(g, norms, x, M, N, S, L, TALL: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def symmetric_kernel(x, out, S, K, b, c, ADD: tl.constexpr, B: tl.constexpr, BK: tl.constexpr):
+def symmetric_kernel(
+    x, out, S, K, b: tl.constexpr, c: tl.constexpr, ADD: tl.constexpr, B: tl.constexpr, BK: tl.constexpr
+):
     """out [., S, S] = c x x^T of x [., S, K]; with ADD c (b x + x x^T) of x [., S, S], which is symmetric.
 
     A tile beside the diagonal is stored on both sides of it.
@@ -70,7 +72,9 @@ def symmetric_kernel(x, out, S, K, b, c, ADD: tl.constexpr, B: tl.constexpr, BK:
 
 
 @triton.jit
-def update_kernel(p, x, out, S, L, M, N, a, LAST: tl.constexpr, TALL: tl.constexpr, B: tl.constexpr, BK: tl.constexpr):
+def update_kernel(
+    p, x, out, S, L, M, N, a: tl.constexpr, LAST: tl.constexpr, TALL: tl.constexpr, B: tl.constexpr, BK: tl.constexpr
+):
     """out = a x + p x from p [., S, S] and x [., S, L]: like x, or of the LAST step [., M, N] without padding,
     transposed where that is TALL."""
     tiles = (S // B) * (L // B)

@@ -18,7 +18,9 @@ STRIPES = 512  # backward programs: a few per processor of any GPU; a guess, not
 
 
 @triton.jit
-def forward_kernel(x, residual, weight, bias, total, y, statistics, M, D, eps, R: tl.constexpr, BD: tl.constexpr):
+def forward_kernel(
+    x, residual, weight, bias, total, y, statistics, M, D, eps: tl.constexpr, R: tl.constexpr, BD: tl.constexpr
+):
     """residual and total may be None together; with bias the rows are centred."""
     rows = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     d = tl.arange(0, BD)

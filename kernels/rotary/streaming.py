@@ -50,7 +50,9 @@ def _take(q, k, v, token, head, at, H, G, K, inside):
 
 
 @triton.jit
-def forward_kernel(qkv, cosine, sine, q_weight, k_weight, q, k, v, H, G, K, eps, BH: tl.constexpr, BP: tl.constexpr):
+def forward_kernel(
+    qkv, cosine, sine, q_weight, k_weight, q, k, v, H, G, K, eps: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr
+):
     """cosine and sine, or both weights, may be None."""
     N = H + 2 * G
     P = K // 2
@@ -78,7 +80,7 @@ def forward_kernel(qkv, cosine, sine, q_weight, k_weight, q, k, v, H, G, K, eps,
 
 @triton.jit
 def backward_kernel(
-    dq, dk, dv, qkv, cosine, sine, q_weight, k_weight, dqkv, dweights, M, H, G, K, S, eps,
+    dq, dk, dv, qkv, cosine, sine, q_weight, k_weight, dqkv, dweights, M, H, G, K, S, eps: tl.constexpr,
     BH: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """cosine and sine, or qkv, both weights and dweights, may be None."""

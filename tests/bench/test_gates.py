@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from hotplate.bench.commands import gates, ratio
-from hotplate.bench.gates import budgets, counts, instructions, pairs, worker
+from hotplate.bench.gates import budgets, counts, gpu, instructions, pairs, worker
 from hotplate.train.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,52 @@ def test_a_step_asks_for_what_is_recorded(workload: str) -> None:
     assert gates.compare("counts", {workload: found}) == {workload: []}, "meant? hotplate bench gates --record"
 
 
+@pytest.fixture(scope="module")
+def on_gpu() -> dict:
+    """Counts of every workload on the stand-in GPU."""
+    if reason := gpu.why_not():
+        pytest.skip(reason)
+    return gpu.measure()
+
+
+@pytest.mark.parametrize("workload", gpu.WORKLOADS)
+def test_a_step_on_a_gpu_launches_what_is_recorded(workload: str, on_gpu: dict) -> None:
+    found = {workload: on_gpu[workload]}
+    assert gates.compare("gpu", found) == {workload: []}, "meant? hotplate bench gates --gate gpu --record"
+
+
+@pytest.fixture(scope="module")
+def planted_on_gpu() -> dict:
+    """What became of a step with a defect, by defect; of one without under "nothing"."""
+    if reason := gpu.why_not():
+        pytest.skip(reason)
+    script = Path(__file__).with_name("planted_on_gpu.py")
+    done = subprocess.run([sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("defect", "message"),
+    [
+        ("the host waits", "aten._local_scalar_dense"),
+        ("a program too large", "out of resource: shared memory"),
+        ("double precision", "['factor'] are fp64"),
+        ("no program", "0 x 1 x 1 programs"),
+    ],
+)
+def test_a_step_that_a_gpu_would_not_run_well_fails(defect: str, message: str, planted_on_gpu: dict) -> None:
+    assert message in planted_on_gpu[defect]
+
+
+@pytest.mark.parametrize(
+    ("defect", "count"), [("an operation", "torch.neg"), ("a launch", "triton.product"), ("memory", "peak_bytes")]
+)
+def test_what_a_step_on_a_gpu_does_besides_is_counted(defect: str, count: str, planted_on_gpu: dict) -> None:
+    lines = budgets.differences(planted_on_gpu["nothing"], planted_on_gpu[defect], {})
+    assert count in {line.split(":")[0] for line in lines}
+
+
 def test_no_step_reads_back_to_the_host() -> None:
     """But in places that only a CPU has; and every eager form compiles into one graph."""
     for name, budget in budgets.load("counts")["workloads"].items():
@@ -50,6 +97,8 @@ def test_the_record_is_of_the_versions_that_are_tested() -> None:
     pinned = re.search(r"^torch==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.M)[1]
     assert budgets.load("counts")["versions"]["torch"] == pinned
     assert set(budgets.load("counts")["workloads"]) == set(counts.workloads())
+    assert budgets.load("gpu")["versions"]["torch"] == pinned
+    assert set(budgets.load("gpu")["workloads"]) == set(gpu.WORKLOADS)
     assert set(budgets.load("instructions")["workloads"]) == set(instructions.WORKLOADS)
 
 

@@ -17,16 +17,18 @@ from recorded import assert_as_recorded, rebaseline, records
 from hotplate.kernels.compiled import ARCHS, Compiled, compile_kernel
 from hotplate.kernels.newton_schulz import launches, symmetric
 from hotplate.kernels.newton_schulz.launches import Configuration
+from hotplate.kernels.newton_schulz.reference import COEFFICIENTS
 
 ROOM = "newton_schulz"
 SHARED_BYTES = {80: 101376, 90: 232448, 100: 232448}  # a program's most; 80 stands also for 8.6, 8.9 and 12.0
 REGISTERS_OF_SM = 65536
+A, B, C = COEFFICIENTS
 FLAGS = {  # a launch: what its kernel is told
-    "gram": {"ADD": False},
-    "polynomial": {"ADD": True},
-    "update": {"LAST": False, "TALL": False},
-    "last": {"LAST": True, "TALL": False},
-    "last-tall": {"LAST": True, "TALL": True},
+    "gram": {"ADD": False, "b": 0.0, "c": 1.0},
+    "polynomial": {"ADD": True, "b": B / C, "c": C},
+    "update": {"LAST": False, "TALL": False, "a": A},
+    "last": {"LAST": True, "TALL": False, "a": A},
+    "last-tall": {"LAST": True, "TALL": True, "a": A},
     "scale": {"TALL": False},
     "scale-tall": {"TALL": True},
 }
@@ -86,14 +88,12 @@ def compiled(this: Shipped) -> Compiled:
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
     def type_of(name: str) -> str:
-        if name in "abc":
-            return "fp32"
         if name.isupper():
             return "i32"
         return "*fp32" if name in OUTSIDE or (name == "out" and constants.get("LAST")) else "*bf16"
 
     signature = {name: type_of(name) for name in kernel.arg_names if name not in constants}
-    known = [n for n, kind in signature.items() if kind != "fp32" and not (this.ragged and n in "MN")]
+    known = [n for n in signature if not (this.ragged and n in "MN")]
     stages = 1 if this.scales else this.cut.stages
     return compile_kernel(
         kernel, signature, constants, this.arch, num_warps=this.warps, num_stages=stages, divisible_by_16=known

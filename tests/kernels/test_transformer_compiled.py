@@ -29,6 +29,7 @@ FP32 = ("statistics", "dweight", "dbias", "cosine", "sine", "dweights", "factors
 INTEGERS = {"M": "i32", "D": "i32", "F": "i32", "S": "i32", "H": "i32", "G": "i32", "K": "i32", "C": "i32", "V": "i32"}
 NUMBERS = dict.fromkeys(("eps", "cap", "smoothing", "z", "rest1", "beta2", "rest2"), "fp32")
 OTHERS = {"targets": "*i64", "table": "*i64", "places": "*i32", "stride": "i32"}
+EPS = 1e-5  # of norms: a constant of their kernels
 ABI_STACK_BYTES = 8  # reserved now and then (Triton 3.6, sm_100) without one instruction that uses it
 UNALIGNED = ("M", "C", "H", "G", "S")  # counts that need not be multiples of 16; widths are
 
@@ -61,7 +62,7 @@ def _norms() -> Iterator[Shipped]:
         rms = {"bias": None, "dbias": None}
         alone = {"residual": None, "total": None}
         for name, absent in (("rms-add", rms), ("layer-add", {}), ("rms", {**rms, **alone})):
-            forward = constants(R=R, BD=BD, **{k: v for k, v in absent.items() if k != "dbias"})
+            forward = constants(eps=EPS, R=R, BD=BD, **{k: v for k, v in absent.items() if k != "dbias"})
             yield Shipped("norm", "forward_kernel", f"{name}-{D}", forward, warps)
             alone_too = {"dtotal": None} if name == "rms" else {}
             backward = constants(R=R, BD=BD, **{k: v for k, v in absent.items() if k == "dbias"}, **alone_too)
@@ -84,7 +85,7 @@ def _rotaries() -> Iterator[Shipped]:
         BH, BP, warps = streaming.blocks(36, K)
         plain = {"q_weight": None, "k_weight": None}
         for name, absent in (("normed", {}), ("plain", plain)):
-            same = constants(BH=BH, BP=BP, **absent)
+            same = constants(eps=EPS, BH=BH, BP=BP, **absent)
             yield Shipped("rotary", "forward_kernel", f"{name}-{K}", same, warps)
             gone = {} if name == "normed" else {"qkv": None, "dweights": None}
             yield Shipped("rotary", "backward_kernel", f"{name}-{K}", (*same, *gone.items()), warps)
