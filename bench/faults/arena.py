@@ -3,15 +3,14 @@
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hotplate.bench.faults import child
 from hotplate.bench.faults.nursery import LIMIT_SECONDS, Child, Nursery
 from hotplate.train.data.prepare import PrepareConfig, prepare
 
@@ -92,17 +91,9 @@ class Arena:
     ) -> tuple[int, str]:
         """(exit code, output) of a real torchrun over gloo."""
         launcher = ["--standalone", f"--nproc-per-node={world}", f"--max-restarts={restarts}", "--monitor-interval=0.2"]
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "hotplate.bench.faults.child"]
-            + [*faults, "then", *flags],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-        )
-        return done.returncode, done.stdout
+        program = Path(child.__file__)
+        started = self.nursery.torchrun(launcher, program, *faults, "then", *flags, **environment)
+        return started.wait(seconds), started.text
 
 
 def ended(child: Child, code: int = 0, seconds: float = LIMIT_SECONDS) -> str:

@@ -18,8 +18,6 @@ def run(faults: Sequence[str], command: Sequence[str]) -> int:
 
 def main() -> None:
     """As torchrun starts it."""
-    import torch._dynamo  # noqa: F401 - trials of hangs allow no phase the seconds that DDP would load it for
-
     at = sys.argv.index("then")
     sys.exit(run(sys.argv[1:at], sys.argv[at + 1 :]))
 

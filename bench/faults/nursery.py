@@ -4,6 +4,7 @@ Importing torch takes seconds, a killed run is started again a thousand times. T
 operation, so that a fork inherits no thread. A child is a process like any other: its own id, signals, files, death.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -15,12 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hotplate.kernels import launch
+from hotplate.train import settings
+
 POLL_SECONDS = 0.002
 LIMIT_SECONDS = 240.0
+KERNELS = Path(launch.__file__).parent
+FORMS = ("autograd", "eager", "native")  # what a room imports at its first call on a CPU
 LOADED = (
     *("hotplate.bench.faults.child", "hotplate.train.commands.data", "hotplate.train.commands.train"),
-    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+    *("torch._dynamo", "torch.distributed.run", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),
 )
+FORKING = ("--start-method=fork", "--run-path")  # torchrun's ranks share what its process has loaded
 
 
 class Child:
@@ -92,11 +99,17 @@ class Nursery:
 
     def start(self, command: Sequence[str], faults: Sequence[str] = (), **environment: str) -> Child:
         """`hotplate COMMAND ...` under the faults."""
+        return self._start({"command": list(command), "faults": list(faults), "environment": environment})
+
+    def torchrun(self, flags: Sequence[str], program: Path, *arguments: str, **environment: str) -> Child:
+        """`torchrun FLAGS PROGRAM ARGUMENTS`, whose ranks are forks, too."""
+        return self._start({"launch": [*FORKING, *flags, str(program), *arguments], "environment": environment})
+
+    def _start(self, request: dict[str, Any]) -> Child:
         self._count += 1
         output = self._folder / f"{self._count:05d}.txt"
         output.touch()
-        request = {"command": list(command), "faults": list(faults), "environment": environment, "output": str(output)}
-        return Child(self, self.ask(request), output)
+        return Child(self, self.ask({**request, "output": str(output)}), output)
 
     def __enter__(self) -> "Nursery":
         return self
@@ -109,7 +122,7 @@ class Nursery:
 
 
 def _born(request: dict[str, Any]) -> int:
-    """Fork a process that runs the request's command; its id."""
+    """Fork a process that runs what the request says; its id."""
     if process := os.fork():
         return process
     code = 70
@@ -119,9 +132,15 @@ def _born(request: dict[str, Any]) -> int:
             os.dup2(handle, number)
         os.close(0)
         os.environ.update(request["environment"])
+        from torch.distributed.run import main as torchrun
+
         from hotplate.bench.faults import child
 
-        code = child.run(request["faults"], request["command"])
+        if "launch" in request:
+            torchrun(request["launch"])
+            code = 0
+        else:
+            code = child.run(request["faults"], request["command"])
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
     except BaseException:
@@ -142,9 +161,13 @@ def _ended(process: int) -> int | None:
 
 
 def load() -> None:
-    """Import, once for all, what every training run would: commands, and what they import while they run."""
-    for name in LOADED:
+    """Import, once for all, what every training run would: commands, and what they import while they run. A parsed
+    config leaves behind what the parser found out about its types."""
+    rooms = [path for form in FORMS for path in sorted(KERNELS.glob(f"*/{form}.py"))]
+    for name in (*LOADED, *(f"hotplate.kernels.{path.parent.name}.{path.stem}" for path in rooms)):
         importlib.import_module(name)
+    settings.parse(settings.load_preset("demo"), [], "")
+    gc.freeze()  # collections in a fork would go through, and so copy, all that is loaded
 
 
 def serve() -> None:

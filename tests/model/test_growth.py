@@ -59,8 +59,9 @@ STRATEGIES = {
 
 
 def large(config: ModelConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> LanguageModel:
-    model = LanguageModel.build(config, 0, dtype=dtype)
-    model.load_state_dict({name: x.to(dtype) for name, x in weights.items()})
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, assign=True)
     return model
 
 
@@ -68,8 +69,9 @@ def weights_of(model: LanguageModel) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
+@torch.no_grad()
 def logits(model: LanguageModel, tokens: torch.Tensor, state: State | None = None) -> torch.Tensor:
-    return model.logits(model.hidden(rows_of(tokens), state)[0]).detach()
+    return model.logits(model.hidden(rows_of(tokens), state)[0])
 
 
 def carried(model: LanguageModel, rows: int) -> State:
@@ -94,11 +96,13 @@ def error(small: LanguageModel, factors: Factors, strategy: Strategy, depth: str
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_growth_keeps_the_function(model: str, strategy: str) -> None:
+    """Every two of a model, a strategy and factors meet: a third of the factors at a time, in turn."""
     config = MODELS[model]
     small = build(config)
-    more = {} if config.positions == "rotary" else IN_HEADS
-    for name, factors in {**FACTORS, **more}.items():
-        found = error(small, factors, STRATEGIES[strategy])
+    factors = FACTORS if config.positions == "rotary" else FACTORS | IN_HEADS
+    turn = list(MODELS).index(model) + list(STRATEGIES).index(strategy)
+    for name in list(factors)[turn % 3 :: 3]:
+        found = error(small, factors[name], STRATEGIES[strategy])
         assert found <= 1e-12, f"{name}: {found:.2g}"
 
 

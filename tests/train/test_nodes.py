@@ -1,51 +1,47 @@
 """Two nodes on one machine: two agents of torchrun that meet at 127.0.0.1, beside ranks of one node."""
 
-import os
+import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from runs import losses
 from tiny import ROOT, TINY
 
+from hotplate.bench.faults.nursery import Nursery
 from hotplate.train import checkpoint
 
 EPS = "--optimizer.eps=1e-4"  # with a tiny eps, Adam's first updates are the signs of rounding errors
 
 
-def on_nodes(nodes: int, each: int, flags: list[str]) -> None:
+def on_nodes(nursery: Nursery, nodes: int, each: int, flags: list[str]) -> None:
     """A run over so many nodes of `each` ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     agent = [
-        *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={each}"),
-        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two", "--local-addr=127.0.0.1"),
-        *(str(ROOT / "train" / "main.py"), *flags),
+        *(f"--nnodes={nodes}", f"--nproc-per-node={each}", "--rdzv-backend=c10d"),
+        *(f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two", "--local-addr=127.0.0.1"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    agents = [subprocess.Popen(agent, env=environment, **pipes) for _ in range(nodes)]
+    agents = [nursery.torchrun(agent, ROOT / "train" / "main.py", *flags) for _ in range(nodes)]
     try:
         for started in agents:
-            said, _ = started.communicate(timeout=200)
-            assert started.returncode == 0, said[-3000:]
+            assert started.wait(200) == 0, started.text[-3000:]
     finally:
         for started in agents:
-            started.kill()
+            started.send(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
     ("each", "engine"), [(1, []), (2, ["--engine=fsdp", "--engine.replicas=2"])], ids=["ddp", "hybrid"]
 )
 def test_ranks_of_two_nodes_equal_one_rank(
-    prepared: Path, train_tiny, tmp_path: Path, each: int, engine: list[str]
+    prepared: Path, nursery, train_tiny, tmp_path: Path, each: int, engine: list[str]
 ) -> None:
     """hybrid: each node holds the whole model, its two ranks a half of it each."""
     brief = [f"--data.source={prepared}", "--budget=4steps", "--evaluation.every=0", "--evaluation.splits", EPS]
-    on_nodes(2, each, [*TINY, *brief, "--evaluation.sample-tokens=0", *engine, f"--run.folder={tmp_path / 'two'}"])
+    run = [*TINY, *brief, "--evaluation.sample-tokens=0", *engine, f"--run.folder={tmp_path / 'two'}"]
+    on_nodes(nursery, 2, each, run)
     found = losses(tmp_path / "two")
     assert len(found) == 4
     saved = checkpoint.load(checkpoint.listing(tmp_path / "two" / "checkpoints")[-1])

@@ -48,6 +48,7 @@ class Zero:
         self._model = LanguageModel.build(model, config.seed, ranks.device, weights_type(precision))
         found = parameter_axes(self._model)
         self._parameters = {name: p for name, (p, _) in found.items()}
+        self._shapes = {name: p.shape for name, p in self._parameters.items()}  # stage 3 leaves parameters empty
         groups = _groups(found, model, config.optimizer)
         betas = (config.optimizer.beta1, config.optimizer.beta2)
         adam = torch.optim.AdamW(groups, betas=betas, eps=config.optimizer.eps)
@@ -87,10 +88,6 @@ class Zero:
         """Whole fp32 weights, one at a time, on every rank."""
         for name, parameter in self._parameters.items():
             yield name, self._safe.safe_get_full_fp32_param(parameter).view(self._shapes[name])
-
-    @property
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: p.shape for name, (p, _) in parameter_axes(empty_model(self._config)).items()}
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         steps = next(iter(self._adam.state.values()))["step"]
