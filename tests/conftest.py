@@ -1,9 +1,11 @@
-"""Fixtures that every test sees: one seed, and memory that shows when it is read before it is written."""
+"""Fixtures that every test sees: one seed, memory that shows when it is read before it is written, and processes."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from hotplate.bench.faults.nursery import Nursery
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,6 +16,13 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(20260101)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts commands in processes of their own, without the seconds that loading torch takes."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,15 @@ class Child:
 
 
 class Nursery:
-    """The server's client. Use as a context manager; outputs go into `folder`."""
+    """The client of the server, which its first request starts. Use as a context manager; outputs go into `folder`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._count = folder, 0
-        self._server = subprocess.Popen(
+
+    @cached_property
+    def _server(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", "hotplate.bench.faults.nursery"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -115,6 +119,8 @@ class Nursery:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if "_server" not in vars(self):
+            return
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.close()
         self._server.wait()

@@ -17,7 +17,7 @@ def retention(arena: Arena, times: int) -> str:
     for keep in (1, 2)[:times]:
         run = arena.place("run")
         faults = [f"slow_files:{run}/checkpoints:{SLOW}"]
-        child = arena.start(run, 300, "--run.checkpoint-every=0.02", f"--run.keep={keep}", faults=faults)
+        child = arena.start(run, 100, "--run.checkpoint-every=0.05", f"--run.keep={keep}", faults=faults)
         seen = 0
         while child.poll() is None:
             time.sleep(drawn.uniform(0.01, 0.15))
@@ -37,7 +37,7 @@ def retention(arena: Arena, times: int) -> str:
 
 def moving_weights(arena: Arena, times: int) -> str:
     """Every checkpoint of a run on a slow disk against the same step's of a run on a fast one."""
-    steps, flags = 60, ("--run.checkpoint-every=0.1", "--run.keep=99")
+    steps, flags = 60, ("--run.checkpoint-every=0.2", "--run.keep=99")
     fast = arena.place("fast")
     arena.finish(fast, steps, *flags)
     compared = 0

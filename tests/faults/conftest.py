@@ -1,16 +1,11 @@
-"""One place for trials, and the nursery that its processes come from."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""One place for trials."""
 
 import pytest
 
-from hotplate.bench.faults import catalogue
 from hotplate.bench.faults.arena import Arena
+from hotplate.bench.faults.nursery import Nursery
 
 
 @pytest.fixture(scope="session")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    folder: Path = tmp_path_factory.mktemp("arena")
-    with catalogue.arena(folder) as place:
-        yield place
+def arena(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    return Arena(tmp_path_factory.mktemp("arena"), nursery)

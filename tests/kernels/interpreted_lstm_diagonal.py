@@ -24,7 +24,7 @@ def form(impl, resets=None, **options):
         ((1, 1, 33), torch.bfloat16),
         ((3, 5, 43), torch.float32),
         ((1, SPAN, 43), torch.bfloat16),
-        ((1, SPAN + 1, 5), torch.float32),
+        ((1, SPAN + 1, 43), torch.float32),
         ((2, SPAN + 1, 64), torch.float16),
         ((1, 2, COLUMNS + 1), torch.float32),
     ],

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 OPTIONS = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "brisk_interpreter"]
 FILES = sorted(HERE.glob("interpreted_*.py"))
-PARTS = 3  # processes, each of some files
+PARTS = 2  # processes, each of some files: what a test's time limit allows
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -1,7 +1,6 @@
 """A small prepared data set, and runs of the trainer in this process and in others."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "set"
     prepare(PrepareConfig(source=str(corpus), out=str(out), vocab=2048, validation=0.1, test=0.1, workers=1))
     return out
-
-
-@pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Starts commands in processes of their own, without the seconds that loading torch takes."""
-    with Nursery(tmp_path_factory.mktemp("nursery")) as server:
-        yield server
 
 
 @pytest.fixture
