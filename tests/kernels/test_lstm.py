@@ -38,9 +38,10 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
-@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("impl", WIDE)
-def test_gradients_agree_with_differences(impl, heads, pattern):
+def test_gradients_agree_with_differences(impl, pattern):
+    """Matrices of one head and of two in turn: every two of a form, heads and a pattern meet."""
+    heads = 1 + (WIDE.index(impl) + sorted(PATTERNS).index(pattern)) % 2
     leaves = [x.requires_grad_() for x in inputs(2, 4, 2, 3, heads, torch.float64)]
     assert torch.autograd.gradcheck(
         lambda *leaves: lstm(*leaves, PATTERNS[pattern], forget_offset=0.7, impl=impl), leaves
@@ -285,7 +286,7 @@ def test_inputs_are_left_alone(impl):
 
 def test_long_memory_keeps_its_gradient():
     """Weights are small: h is rounded before each product by definition, which with larger ones is all that shows."""
-    inputs = [torch.randn(1, 4096, 4, 1, 8).bfloat16(), (0.02 * torch.randn(4, 1, 8, 8)).bfloat16()]
+    inputs = [torch.randn(1, 2048, 4, 1, 8).bfloat16(), (0.02 * torch.randn(4, 1, 8, 8)).bfloat16()]
     assert_long_memory(lambda impl, *x: lstm(*x, forget_offset=6.0, impl=impl), inputs, ["eager", "native"])
 
 

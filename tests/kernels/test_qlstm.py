@@ -130,7 +130,7 @@ def test_a_nan_does_not_outlive_a_reset(impl, coupled):
 
 
 def test_long_memory_keeps_its_gradient():
-    inputs = [torch.randn(1, 4096, 4, 8).bfloat16()]
+    inputs = [torch.randn(1, 2048, 4, 8).bfloat16()]
     assert_long_memory(lambda impl, gates, *c0: qlstm(gates, *c0, forget_offset=6.0, impl=impl), inputs, list(FORMS))
 
 
@@ -216,8 +216,14 @@ def test_native_results_do_not_depend_on_the_strip_or_the_thread():
             assert_bitwise(f"columns {columns}, result {n}", mine, other[..., columns])
 
 
-@pytest.mark.parametrize("resetting", [False, True])
-@pytest.mark.parametrize(("impl", "dtype"), [*FORM_DTYPES, ("eager", torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    ("impl", "dtype", "resetting"),
+    [
+        *(("eager", torch.float32, True), ("eager", torch.bfloat16, False), ("eager", torch.float16, True)),
+        *(("eager", torch.float64, False), ("native", torch.float32, False), ("native", torch.bfloat16, True)),
+    ],
+    ids=str,
+)
 def test_the_operators_keep_their_promises_to_torch(impl, dtype, resetting):
     B, T, D = 2, 5, 3
     gates = torch.randn(B, T, 4, D).to(dtype).requires_grad_()

@@ -38,14 +38,14 @@ def transformer(preset: str, impl: str) -> ModelConfig:
 def course(config: ModelConfig, updates: int, adamw: str = "auto") -> list[float]:
     """Loss per update of a small model on four batches in turn, state carried, documents reset."""
     model = LanguageModel.build(config, 0)
-    step = Step(model, Optimizer(model, OptimizerConfig(lr=3e-3, impl=adamw)), Ranks(0, 1, CPU), "fp32", targets=4 * 24)
-    resets = torch.zeros(4, 24, dtype=torch.bool)
-    resets[torch.arange(4), torch.tensor([0, 5, 11, 23])] = True
-    batches = [replace(random_batch(config, 4, 24, CPU, seed), resets=resets) for seed in range(4)]
+    step = Step(model, Optimizer(model, OptimizerConfig(lr=3e-3, impl=adamw)), Ranks(0, 1, CPU), "fp32", targets=4 * 12)
+    resets = torch.zeros(4, 12, dtype=torch.bool)
+    resets[torch.arange(4), torch.tensor([0, 3, 6, 11])] = True
+    batches = [replace(random_batch(config, 4, 12, CPU, seed), resets=resets) for seed in range(4)]
     states, losses = [model.initial_state(4)], []
     for update in range(updates):
         done, states = step([batches[update % 4]], states, 3e-3)
-        losses.append(done.loss_sum.item() / (4 * 24))
+        losses.append(done.loss_sum.item() / (4 * 12))
     return losses
 
 

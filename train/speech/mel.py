@@ -4,7 +4,6 @@ L samples at 16 kHz give N = floor(L / 640) frames, each the mean of four analys
 """
 
 import numpy as np
-from scipy.fft import dct
 
 SAMPLE_RATE = 16_000
 HOP, WINDOW, FFT, MELS = 160, 400, 512, 64
@@ -51,6 +50,8 @@ def mel_frames(wave: np.ndarray, per_frame: int = PER_FRAME) -> np.ndarray:
 
 def cepstra(wave: np.ndarray) -> np.ndarray:
     """float32 [N, 39]: cepstra, their derivatives and second derivatives, each of mean 0 and deviation 1."""
+    from scipy.fft import dct  # takes half a second, and training imports this module
+
     static = dct(log_mel(wave), norm="ortho", axis=1)[:, :CEPSTRA]
     first = _derivative(static)
     stacked = np.concatenate([static, first, _derivative(first)], axis=1)
