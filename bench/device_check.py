@@ -1,4 +1,4 @@
-"""Recurrent kernels and Newton-Schulz on the device itself against float64: random inputs, poisoned buffers.
+"""Every kernel on the device itself against float64: random inputs, poisoned buffers, the shapes of device_cases.py.
 
 `python -m hotplate.bench.device_check --device cuda --impl triton`. Prints a line per case and exits with 1 when one is
 outside its bound. Bounds are relative Frobenius errors: rounding of the inputs' dtype, twice over; of Newton-Schulz,
@@ -6,28 +6,25 @@ whose steps magnify rounding, twice the error of the same steps made of torch's 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import tyro
 from torch import Tensor
 
+from hotplate.bench.device_cases import Case, cases
 from hotplate.bench.harness import dtype_name, error
-from hotplate.kernels.lstm import lstm
-from hotplate.kernels.lstm_dense import lstm_dense
-from hotplate.kernels.lstm_diagonal import lstm_diagonal
+from hotplate.kernels.adamw import adamw
 from hotplate.kernels.newton_schulz import newton_schulz
 from hotplate.kernels.newton_schulz.op import IMPLS as ORTHOGONAL_IMPLS
-from hotplate.kernels.qlstm import qlstm
 
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 1.5e-2}
-Op = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Check recurrent kernels and Newton-Schulz on a device."""
+    """Check every kernel on a device."""
 
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """cpu or cuda"""
@@ -39,51 +36,13 @@ class Options:
     """small shapes only"""
 
 
-@dataclass(frozen=True)
-class Check:
-    """An operation, its gates' shape after [B, T], its recurrent weight's and its states' shapes."""
-
-    name: str
-    op: Op
-    gates: tuple[int, ...]
-    recurrent: tuple[int, ...] | None
-    states: int  # leading states in the result's tail: c, or h and c
-    options: tuple[tuple[str, object], ...] = ()
-
-
-def checks(quick: bool) -> Iterator[tuple[Check, int, int]]:
-    """(check, B, T) over widths that are round, odd and past a tile, and rows one past a tile."""
-    sizes = [(3, 17)] if quick else [(3, 17), (17, 130), (33, 1024)]
-    for B, T in sizes:
-        for D in (40, 256) if quick else (40, 256, 768):
-            yield Check("qlstm", qlstm, (4, D), None, 1, (("forget_offset", 1.0),)), B, T
-            yield Check("qlstm coupled", qlstm, (3, D), None, 1, (("coupled", True),)), B, T
-            yield Check("lstm_diagonal", lstm_diagonal, (4, D), (4, D), 2), B, T
-        for heads, width in [(3, 16), (2, 64)] if quick else [(3, 16), (5, 32), (12, 64)]:
-            yield Check("lstm", lstm, (4, heads, width), (4, heads, width, width), 2), B, T
-            yield Check("lstm shared", lstm, (4, heads, width), (4, 1, width, width), 2), B, T
-        for D in (64,) if quick else (96, 256, 768):
-            yield Check("lstm_dense", lstm_dense, (4, D), (4, D, D), 2), B, T
-
-
-def inputs(check: Check, B: int, T: int, dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
-    """Gates, recurrent weight, states (fp32), all with gradients; and resets with neighbours, first and last."""
-    gates = torch.randn(B, T, *check.gates, device=device).to(dtype)
-    made = [gates]
-    if check.recurrent is not None:
-        made.append((torch.randn(check.recurrent, device=device) * check.recurrent[-1] ** -0.5).to(dtype))
-    made += [torch.randn(B, *check.gates[1:], device=device) for _ in range(check.states)]
-    resets = torch.rand(B, T, device=device) < 0.02
-    resets[0, 0] = resets[-1, -1] = True
-    resets[B // 2, T // 2 : T // 2 + 2] = True
-    return [x.requires_grad_() for x in made], resets
-
-
-def results(check: Check, leaves: Sequence[Tensor], resets: Tensor, impl: str) -> list[Tensor]:
+def results(case: Case, leaves: Sequence[Tensor], impl: str) -> list[Tensor]:
     """Outputs and every gradient under a fixed, non-constant upstream."""
-    out = check.op(*leaves, resets, impl=impl, **dict(check.options))
-    upstream = [torch.linspace(-1, 1, y.numel(), dtype=torch.float64, device=y.device).view(y.shape) for y in out]
-    gradients = torch.autograd.grad(out, list(leaves), [g.to(y.dtype) for g, y in zip(upstream, out, strict=True)])
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    found = case.call(*leaves, impl=impl)
+    out = [found] if isinstance(found, Tensor) else list(found)
+    upstream = [torch.linspace(-1, 2, y.numel(), dtype=torch.float64, device=y.device).view(y.shape) for y in out]
+    gradients = torch.autograd.grad(out, leaves, [g.to(y.dtype) for g, y in zip(upstream, out, strict=True)])
     return [*(y.detach() for y in out), *gradients]
 
 
@@ -103,17 +62,42 @@ def report(label: str, found: Sequence[Tensor], again: Sequence[Tensor], truth: 
     return good
 
 
-def recurrent_is_right(check: Check, B: int, T: int, dtype: torch.dtype, options: Options) -> bool:
-    """One recurrent case; what its room refuses is no error."""
-    label = f"{check.name} {dtype_name(dtype)} B{B} T{T} {list(check.gates)}"
-    leaves, resets = inputs(check, B, T, dtype, options.device)
+def case_is_right(case: Case, dtype: torch.dtype, impl: str) -> bool:
+    """What its room refuses is no error."""
+    label = f"{case.label} {dtype_name(dtype)}"
     try:
-        found, again = (results(check, leaves, resets, options.impl) for _ in range(2))
+        found, again = (results(case, case.leaves, impl) for _ in range(2))
     except ValueError as refusal:
         print(f"refused  {label}: {refusal}", flush=True)
         return True
-    wide = [x.detach().double().requires_grad_() for x in leaves]
-    return report(label, found, again, results(check, wide, resets, "reference"), BOUNDS[dtype])
+    truth = results(case, [x.double() for x in case.leaves], "reference")
+    return report(label, found, again, truth, BOUNDS[dtype])
+
+
+def adamw_is_right(copied: bool, options: Options) -> bool:
+    """Four updates of tensors of odd sizes and places, the second of them skipped."""
+    sizes = ((1,), (7, 33), (2048,), (3, 5000)) + (() if options.quick else ((768, 3072), (4097, 513)))
+    device, state = options.device, {}
+    initial = [torch.randn(size, device=device) for size in sizes]
+    gradients = [[torch.randn_like(w) for w in initial] for _ in range(4)]
+    for name, impl, dtype in (
+        ("found", options.impl, torch.float32),
+        ("again", options.impl, torch.float32),
+        ("truth", "reference", torch.float64),
+    ):
+        weights = [w.to(dtype, copy=True) for w in initial]
+        first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        steps = [torch.zeros((), device=device) for _ in weights]
+        copies = [w.bfloat16() for w in weights] if copied else None
+        for index, gradient in enumerate(gradients):
+            adamw(
+                weights, [g.to(dtype, copy=True) for g in gradient], first, second, steps, copies=copies, impl=impl,
+                lr=1e-2, weight_decay=0.1, scale=torch.tensor(0.5, device=device),
+                skipped=torch.tensor(float(index == 1), device=device),
+            )  # fmt: skip
+        state[name] = [*weights, *first, *second, *steps, *(copies or [])]
+    bound = BOUNDS[torch.bfloat16 if copied else torch.float32]
+    return report(f"adamw {'with copies' if copied else ''}", state["found"], state["again"], state["truth"], bound)
 
 
 def orthogonal_is_right(shape: tuple[int, ...], dtype: torch.dtype, options: Options) -> bool:
@@ -132,9 +116,10 @@ def main(arguments: Sequence[str]) -> int:
     right = []
     for name in options.dtypes:
         dtype = getattr(torch, name)
-        right += [recurrent_is_right(check, B, T, dtype, options) for check, B, T in checks(options.quick)]
+        right += [case_is_right(case, dtype, options.impl) for case in cases(options.quick, dtype, options.device)]
         if options.impl in ORTHOGONAL_IMPLS:
             right += [orthogonal_is_right(shape, dtype, options) for shape in matrices(options.quick)]
+    right += [adamw_is_right(copied, options) for copied in (False, True)]
     wrong = right.count(False)
     print(f"{wrong} wrong", flush=True)
     return 1 if wrong else 0

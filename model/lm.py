@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hotplate.kernels.attention import Layout, layout
 from hotplate.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_losses, linear_scores
+from hotplate.kernels.fingerprint import mark_compiled_code
 from hotplate.kernels.rotary import rotation
 from hotplate.model.axes import Embedding, Linear
 from hotplate.model.batch import Batch
@@ -64,6 +65,7 @@ class LanguageModel(nn.Module):
         where one breaks), and keeping their inputs only, from which the backward pass computes the rest again."""
         self.compiled, self.recompute = compiled, recompute
         if compiled:
+            mark_compiled_code()
             for block in self._blocks():
                 block.compile(fullgraph=True, dynamic=False)
 

@@ -1,4 +1,4 @@
-from hotplate.kernels.attention.op import attention
+from hotplate.kernels.attention.op import attention, self_attention
 from hotplate.kernels.attention.tiles import Layout, layout
 
-__all__ = ["Layout", "attention", "layout"]
+__all__ = ["Layout", "attention", "layout", "self_attention"]

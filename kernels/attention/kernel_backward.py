@@ -90,12 +90,12 @@ def gather_keys(
 @triton.jit
 def keys_kernel(
     q, k, v, dout, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
-    q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
+    q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, result_row, scale, unit, bend, squeeze, window,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [keys, Hkv, K]. q and dout are descriptors where DESCRIBED.
+    """dk and dv [keys, Hkv, K], rows result_row apart. q and dout are descriptors where DESCRIBED.
 
     Tiles come deepest first, which is least work here: the list is mirrored within its document.
     """
@@ -128,8 +128,8 @@ def keys_kernel(
                 positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
                 GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
             )  # fmt: skip
-        store_rows(dk, dk_acc * scale, row_k, group * K, Hkv * K, left, N, K, KP)
-        store_rows(dv, dv_acc, row_k, group * K, Hkv * K, left, N, K, KP)
+        store_rows(dk, dk_acc * scale, row_k, group * K, result_row, left, N, K, KP)
+        store_rows(dv, dv_acc, row_k, group * K, result_row, left, N, K, KP)
 
 
 @triton.jit
@@ -164,12 +164,13 @@ def gather_queries(
 @triton.jit
 def queries_kernel(
     q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
-    q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, scale, unit, bend, squeeze, window,
+    q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, result_row, scale, unit, bend, squeeze, window,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
-    """dq [positions, H, K]; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. k and v are as in forward_kernel.
+    """dq [positions, H, K], rows result_row apart; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. k and v are
+    as in forward_kernel.
 
     fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
     other products in another order, does not. dlse may be None.
@@ -216,4 +217,4 @@ def queries_kernel(
             tl.store(pairs + 2 * at, lse_row, mask=inside)
             tl.store(pairs + 2 * at + 1, acc, mask=inside)
         else:
-            store_rows(dq, acc * scale, row, head * K, H * K, left, M, K, KP)
+            store_rows(dq, acc * scale, row, head * K, result_row, left, M, K, KP)

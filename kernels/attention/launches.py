@@ -179,26 +179,28 @@ def backward(
     edges_k: Tensor,
     tiles_q: Sequence[Tensor],
     tiles_k: Sequence[Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
     **options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv, contiguous, in the dtype of q. saved: q, k, v, out and lse."""
+) -> None:
+    """Writes dq, dk and dv, the results: like q, k and v, heads side by side, rows of dk and of dv equally far apart.
+    saved: q, k, v, out and lse."""
     q, k, v, out, lse = saved
     pairs = lse.new_empty(*lse.shape, 2)  # lse in the unit of scores, and delta
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq, dk, dv = results
     tensors = {"q": q, "k": k, "v": v, "dout": dout}
     options |= {"edges_q": edges_q, "edges_k": edges_k, "pairs": pairs}
 
     def queries(summing: bool) -> None:
-        results: dict[str, Any] = {"dq": dq, "lse": lse, "dlse": dlse, "SUMMING": summing}
-        _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, **results, **options)
+        others: dict[str, Any] = {"dq": dq, "lse": lse, "dlse": dlse, "result_row": dq.stride(0), "SUMMING": summing}
+        _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, **others, **options)
 
     if q.dtype == torch.float32:
         queries(summing=True)
     else:
         _delta(out, dout, lse, dlse, pairs)
     queries(summing=False)
-    _walk("keys", keys_kernel, tensors, ("q", "dout"), tiles_k, dk=dk, dv=dv, **options)
-    return dq, dk, dv
+    rows = dk.stride(0)
+    _walk("keys", keys_kernel, tensors, ("q", "dout"), tiles_k, dk=dk, dv=dv, result_row=rows, **options)
 
 
 def _delta(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None, pairs: Tensor) -> None:

@@ -75,6 +75,51 @@ def attention(
     cu_seqlens: a GPU is not stopped to look at the values.
     Source: Vaswani et al. 2017; grouped heads Ainslie et al. 2023; soft cap Gemma 2, 2024.
     """
+    call = _call(q, k, v, cu_seqlens, scale, window, softcap, return_lse)
+    out, lse = choose(impl, call).attend(call)
+    if not return_lse:
+        return out
+    assert lse is not None, f"{impl} gave no lse"
+    return out, lse
+
+
+def self_attention(
+    qkv: Tensor,
+    heads: int,
+    cu_seqlens: Tensor | Layout | None = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """attention of q, k and v that lie side by side, as one projection gives them: H = heads, G and G heads of qkv
+    [B, T, H + 2 G, K]. Returns [B, T, H, K].
+
+    In Triton the backward pass writes one gradient; elsewhere autograd puts it together from three, which in 16 bits
+    moves 4 (H + 2 G) K bytes more per position. ValueError as in attention, and for heads that do not fit qkv.
+    """
+    facts = f"{list(qkv.shape)} with heads {heads}"
+    fits = qkv.ndim == 4 and 0 < heads < qkv.shape[2] and (qkv.shape[2] - heads) % 2 == 0
+    want("attention", fits, "qkv [B, T, H + 2 G, K] with heads = H", facts, "stack queries, keys, values by heads")
+    groups = (qkv.shape[2] - heads) // 2
+    q, k, v = qkv.split([heads, groups, groups], dim=2)
+    call = _call(q, k, v, cu_seqlens, scale, window, softcap, False, qkv)
+    return choose(impl, call).attend(call)[0]
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Tensor | Layout | None,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    lse: bool,
+    qkv: Tensor | None = None,
+) -> Call:
+    """What is asked for, if it can be."""
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     fits = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
     want("attention", fits, "q [B, T, H, K], k and v [B, S, Hkv, K]", shapes, "heads are the third axis")
@@ -86,22 +131,18 @@ def attention(
     want("attention", same, "q, k and v of one dtype and device", facts, "convert them")
     want("attention", window is None or window >= 1, "window None or >= 1", str(window), "a query sees itself")
     want("attention", softcap is None or softcap > 0, "softcap None or > 0", str(softcap), "None means no cap")
-    _want_places(q, k, cu_seqlens)
-    call = Call(
+    _want_places(q, k, documents)
+    return Call(
         q=q,
         k=k,
         v=v,
-        documents=cu_seqlens,
+        documents=documents,
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         window=window,
         softcap=softcap,
-        lse=return_lse,
+        lse=lse,
+        qkv=qkv,
     )
-    out, lse = choose(impl, call).attend(call)
-    if not return_lse:
-        return out
-    assert lse is not None, f"{impl} gave no lse"
-    return out, lse
 
 
 def _want_places(q: Tensor, k: Tensor, documents: Tensor | Layout | None) -> None:

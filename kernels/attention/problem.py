@@ -50,6 +50,7 @@ class Call:
     window: int | None
     softcap: float | None
     lse: bool  # whether it is asked for
+    qkv: Tensor | None = None  # [B, T, H + 2 Hkv, K], where q, k and v are views of its heads in this order
 
     @property
     def cu_seqlens(self) -> Tensor | None:

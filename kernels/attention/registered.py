@@ -58,8 +58,10 @@ def backward(
     """dq, dk and dv, contiguous; see launches.backward."""
     from hotplate.kernels.attention import launches
 
+    results = gradients(dout, dlse, q, k, v)
     options = {"scale": scale, "window": window, "softcap": softcap}
-    return launches.backward((q, k, v, out, lse), dout, dlse, edges_q, edges_k, tiles_q, tiles_k, **options)
+    launches.backward((q, k, v, out, lse), dout, dlse, edges_q, edges_k, tiles_q, tiles_k, results, **options)
+    return results
 
 
 @backward.register_fake
@@ -89,6 +91,88 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[
 torch.library.register_autograd("hotplate::attention", _differentiate, setup_context=_setup_context)
 
 
+def parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q [P, H, K], k and v [P, G, K] of qkv [P, H + 2 G, K]: views."""
+    groups = (qkv.shape[1] - heads) // 2
+    q, k, v = qkv.split([heads, groups, groups], dim=1)
+    return q, k, v
+
+
+@torch.library.custom_op("hotplate::self_attention", mutates_args=())
+def joined(
+    qkv: Tensor,
+    heads: int,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    tiles_k: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """`forward` of the parts of qkv [P, H + 2 G, K]."""
+    from hotplate.kernels.attention import launches
+
+    q, k, v = parts(qkv, heads)
+    return launches.forward(q, k, v, edges_q, edges_k, tiles_q, scale=scale, window=window, softcap=softcap)
+
+
+@joined.register_fake
+def _(qkv: Tensor, heads: int, *others: Any) -> tuple[Tensor, Tensor]:
+    P, _, K = qkv.shape
+    return qkv.new_empty(P, heads, K), qkv.new_empty(heads, P, dtype=torch.float32)
+
+
+@torch.library.custom_op("hotplate::self_attention_backward", mutates_args=())
+def joined_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    qkv: Tensor,
+    heads: int,
+    out: Tensor,
+    lse: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    tiles_q: Sequence[Tensor],
+    tiles_k: Sequence[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """`backward` of the parts of qkv, into those of one gradient: nothing is left to be put together."""
+    from hotplate.kernels.attention import launches
+
+    made = joined_gradient(dout, dlse, qkv)
+    saved = (*parts(qkv, heads), out, lse)
+    options = {"scale": scale, "window": window, "softcap": softcap}
+    launches.backward(saved, dout, dlse, edges_q, edges_k, tiles_q, tiles_k, parts(made, heads), **options)
+    return made
+
+
+@joined_backward.register_fake
+def joined_gradient(dout: Tensor, dlse: Tensor | None, qkv: Tensor, *others: Any) -> Tensor:
+    """Room for dqkv, contiguous."""
+    return qkv.new_empty(qkv.shape)
+
+
+def _setup_joined(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, ctx.heads, edges_q, edges_k, tiles_q, tiles_k, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.lists = len(tiles_q)
+    ctx.save_for_backward(qkv, *output, edges_q, edges_k, *tiles_q, *tiles_k)
+
+
+def _differentiate_joined(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    qkv, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
+    dout, dlse = arriving(dout, dlse, out)
+    tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
+    found = joined_backward(dout, dlse, qkv, ctx.heads, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
+    return found, None, None, None, [None] * len(tiles_q), [None] * len(tiles_k), None, None, None
+
+
+torch.library.register_autograd("hotplate::self_attention", _differentiate_joined, setup_context=_setup_joined)
+
+
 def arriving(dout: Tensor | None, dlse: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """What arrives from above as a backward pass reads it: zeros `like` for no dout, features that adjoin."""
     dout = torch.zeros_like(like) if dout is None else dout
@@ -103,8 +187,11 @@ def rows(x: Tensor) -> Tensor:
 
 def attention(call: Call) -> Result:
     """See op.py."""
-    q, k, v = rows(call.q), rows(call.k), rows(call.v)
     at = placed(call)
-    tiles = list(at.tiles_q), list(at.tiles_k)
-    out, lse = forward(q, k, v, at.edges_q, at.edges_k, *tiles, call.scale, call.window, call.softcap)
+    places = (at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k))
+    options = call.scale, call.window, call.softcap
+    if call.qkv is not None:
+        out, lse = joined(rows(call.qkv), call.q.shape[2], *places, *options)
+    else:
+        out, lse = forward(rows(call.q), rows(call.k), rows(call.v), *places, *options)
     return out.view(call.q.shape), lse.view(-1, *call.q.shape[:2]).transpose(0, 1) if call.lse else None

@@ -1,4 +1,4 @@
-"""The norm as two Triton kernels, visible to torch.compile (torch.library.triton_op). Tensors come contiguous.
+"""The norm as Triton kernels, visible to torch.compile (torch.library.triton_op). Tensors come contiguous.
 
 Letters: M rows, D features, R rows of a program's step, BD columns of its block, S stripes. A program holds whole rows
 in registers: a row is read once. The backward's programs each walk over every S-th step and own one partial sum of the
@@ -14,6 +14,7 @@ from hotplate.kernels.launch import power_of_2, wrap_triton
 from hotplate.kernels.norm import autograd
 
 STEP_VALUES = 1024  # of a program's step where rows are short: 8 per lane of four warps
+SUM_COLUMNS, SUM_STRIPES = 32, 128  # of a program that adds up parts: its four warps load 16 bytes per lane
 STRIPES = 512  # backward programs: a few per processor of any GPU; a guess, not measured on a GPU
 
 
@@ -80,6 +81,23 @@ def backward_kernel(
         tl.store(dbias + own, tl.sum(bias_sum, 0), mask=d < D)
 
 
+@triton.jit
+def sums_kernel(weight_parts, bias_parts, dweight, dbias, S, D, BS: tl.constexpr, BD: tl.constexpr):
+    """dweight [D], and dbias where it is not None, from parts [S, D] of stripes, rounded once."""
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    weight_sum, bias_sum = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
+    for first in range(0, S, BS):
+        stripe = first + tl.arange(0, BS)
+        inside = (stripe < S)[:, None] & (d < D)[None, :]
+        at = stripe[:, None] * D + d[None, :]
+        weight_sum += tl.sum(tl.load(weight_parts + at, mask=inside, other=0.0), 0)
+        if dbias is not None:
+            bias_sum += tl.sum(tl.load(bias_parts + at, mask=inside, other=0.0), 0)
+    tl.store(dweight + d, weight_sum.to(dweight.dtype.element_ty), mask=d < D)
+    if dbias is not None:
+        tl.store(dbias + d, bias_sum.to(dbias.dtype.element_ty), mask=d < D)
+
+
 def blocks(D: int) -> tuple[int, int, int]:
     """R, BD and warps: 8 values per lane, 16 of the longest rows: the backward keeps six blocks in registers."""
     BD = max(16, power_of_2(D))
@@ -105,17 +123,22 @@ def forward(
 def backward(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, statistics: Tensor, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx [M, D]; dweight and dbias [D] fp32, dbias empty where not centred."""
+    """dx [M, D]; dweight and dbias [D] in the dtype of weight, dbias empty where not centred."""
     M, D = total.shape
     R, BD, warps = blocks(D)
     S = min(STRIPES, triton.cdiv(M, R))
-    dx, dweight = torch.empty_like(total), total.new_empty(S, D, dtype=torch.float32)
+    dx, dweight = torch.empty_like(total), weight.new_empty(D)
     dbias = torch.empty_like(dweight) if centred else None
+    weight_parts = total.new_empty(S, D, dtype=torch.float32)
+    bias_parts = torch.empty_like(weight_parts) if centred else None
     if M:
         wrap_triton(backward_kernel)[(S,)](
-            dy, dtotal, total, weight, statistics, dx, dweight, dbias, M, D, S, R=R, BD=BD, num_warps=warps
+            dy, dtotal, total, weight, statistics, dx, weight_parts, bias_parts, M, D, S, R=R, BD=BD, num_warps=warps
         )
-    return dx, dweight.sum(0), dweight.new_empty(0) if dbias is None else dbias.sum(0)
+    wrap_triton(sums_kernel)[(triton.cdiv(D, SUM_COLUMNS),)](
+        weight_parts, bias_parts, dweight, dbias, S, D, BS=SUM_STRIPES, BD=SUM_COLUMNS
+    )
+    return dx, dweight, dweight.new_empty(0) if dbias is None else dbias
 
 
 operator = torch.library.triton_op("hotplate::norm", forward, mutates_args=())

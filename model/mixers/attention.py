@@ -6,7 +6,7 @@ Letters: B rows, T steps, S cached and new steps, D width, H query heads, G key/
 import torch
 from torch import Tensor, nn
 
-from hotplate.kernels.attention import attention
+from hotplate.kernels.attention import attention, self_attention
 from hotplate.kernels.rotary import cut_heads
 from hotplate.model.axes import Linear
 from hotplate.model.config import ModelConfig
@@ -45,6 +45,9 @@ class Attention(nn.Module):
         heads, groups, K = self.mixer.heads, self.mixer.groups, self.mixer.head_width
         qkv = self.qkv(x).view(B, T, heads + 2 * groups, K)
         norms = (self.q_norm.weight, self.k_norm.weight) if self.mixer.qk_norm else ()
+        if not (norms or rows.rotation or "k" in state or rows.forks is not None):
+            y = self_attention(qkv, heads, rows.documents, impl=self.mixer.impl)
+            return self.out(y.reshape(B, T, heads * K)), state
         q, k, v = cut_heads(qkv, heads, rows.rotation, *norms, eps=self.eps, impl=self.impl)
         if "k" in state:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from numerics import assert_bitwise, check, run
 
-from hotplate.kernels.attention import attention, choice, launches, layout, registered, tiles
+from hotplate.kernels.attention import attention, choice, launches, layout, registered, self_attention, tiles
 
 QUERIES, KEYS, STEP = 32, 16, 16  # what a program owns and walks by, small enough for many tiles in few positions
 
@@ -174,6 +174,28 @@ def test_addresses_pass_31_bits():
 
 def _self_attention(x, edges):
     return attention(x, x, x, edges, impl="triton")
+
+
+@pytest.mark.parametrize(("H", "G", "options"), [(4, 2, {}), (2, 2, {"window": 9, "softcap": 3.0})])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_parts_of_one_projection_give_what_they_give_alone(H, G, options, dtype):
+    edges = packing(0, 5, 5, 33, 40)
+    qkv = torch.randn(2, 20, H + 2 * G, 16).to(dtype).requires_grad_()
+    leaves = [x.detach().requires_grad_() for x in qkv.split([H, G, G], dim=2)]
+    upstream = torch.randn(2, 20, H, 16).to(dtype)
+    joined = self_attention(qkv, H, edges, impl="triton", **options)
+    apart = attention(*leaves, edges, impl="triton", **options)
+    assert_bitwise("out", joined, apart)
+    (found,) = torch.autograd.grad(joined, qkv, upstream)
+    assert_bitwise("gradient", found, torch.cat(torch.autograd.grad(apart, leaves, upstream), dim=2))
+
+
+def test_the_operator_of_one_projection_keeps_its_promises_to_torch():
+    qkv = torch.randn(6, 4, 16, requires_grad=True)
+    at = layout(packing(0, 2, 6), 1, 6)
+    arguments = (qkv, 2, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(registered.joined, arguments, test_utils=checks)
 
 
 def test_a_gradient_may_come_through_lse_alone():

@@ -4,7 +4,7 @@ from numerics import assert_bitwise, check
 from packings import FEATURES, PACKED, SHAPES, documents, inputs
 from torch.nn.functional import scaled_dot_product_attention
 
-from hotplate.kernels.attention import attention, layout, tiles
+from hotplate.kernels.attention import attention, layout, self_attention, tiles
 from hotplate.kernels.attention.reference import visible
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -142,6 +142,22 @@ def test_grouped_heads_share_their_key_head(impl):
     q, k, v = inputs(2, 9, 9, 6, 2, 8, torch.float64)
     repeated = attention(q, k.repeat_interleave(3, 2), v.repeat_interleave(3, 2), impl=impl)
     torch.testing.assert_close(attention(q, k, v, impl=impl), repeated, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("impl", sorted(IMPLS))
+def test_parts_of_one_projection_are_what_they_are_alone(impl):
+    edges = torch.tensor([0, 5, 5, 20], dtype=torch.int32)
+    qkv = torch.randn(2, 10, 8, 16, requires_grad=True)
+    apart = attention(*qkv.split([4, 2, 2], dim=2), edges, impl=impl, window=7)
+    joined = self_attention(qkv, 4, edges, impl=impl, window=7)
+    assert torch.equal(joined, apart)
+    assert torch.equal(*(torch.autograd.grad(x.square().sum(), qkv)[0] for x in (joined, apart)))
+
+
+@pytest.mark.parametrize("heads", [0, 3, 8])
+def test_heads_that_do_not_fit_a_projection_are_refused(heads):
+    with pytest.raises(ValueError, match=r"attention: want qkv \[B, T, H \+ 2 G, K\] with heads = H, got"):
+        self_attention(torch.randn(1, 4, 8, 16), heads)
 
 
 def test_large_scores_stay_finite():

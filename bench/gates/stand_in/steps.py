@@ -56,7 +56,8 @@ class Launches(TorchDispatchMode):
         self.live.known(operands)
         self.live.made(made)
         name = func.overloadpacket.__name__
-        if func.namespace == "hotplate" or name in NOTHING or func.is_view or not made:
+        works = made or (operands and func._schema.is_mutable)
+        if func.namespace == "hotplate" or name in NOTHING or func.is_view or not works:
             return result  # a hotplate operator's launches are its body's, which has this mode again
         self.moved += sum(x.nbytes for x in {id(x): x for x in operands + made}.values())
         if name.rstrip("_") in PRODUCTS:
