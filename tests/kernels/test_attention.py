@@ -12,9 +12,14 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 IMPLS = ("eager", "reference")
 
 
-@pytest.mark.parametrize("impl", sorted(IMPLS))
-@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)], ids=str)
-@pytest.mark.parametrize("packing", [None, "rows", "uneven"])
+DIFFERENCES = [  # every two of a form, heads and a packing
+    *(("eager", (2, 2), None), ("reference", (2, 2), "rows"), ("eager", (2, 2), "uneven")),
+    *(("reference", (4, 2), None), ("eager", (4, 2), "rows"), ("reference", (4, 2), "uneven")),
+    *(("eager", (3, 1), None), ("reference", (3, 1), "rows"), ("eager", (3, 1), "uneven")),
+]
+
+
+@pytest.mark.parametrize(("impl", "heads", "packing"), DIFFERENCES, ids=str)
 def test_gradients_agree_with_differences(impl, heads, packing):
     leaves = [x.requires_grad_() for x in inputs(2, 6, 6, *heads, 3, torch.float64)]
     cu_seqlens = PACKED.get(packing)
