@@ -17,12 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hotplate.kernels import launch
-from hotplate.train import settings
-
 POLL_SECONDS = 0.002
 LIMIT_SECONDS = 240.0
-KERNELS = Path(launch.__file__).parent
 FORMS = ("autograd", "eager", "native")  # what a room imports at its first call on a CPU
 LOADED = (
     *("hotplate.bench.faults.child", "hotplate.train.commands.data", "hotplate.train.commands.train"),
@@ -169,7 +165,10 @@ def _ended(process: int) -> int | None:
 def load() -> None:
     """Import, once for all, what every training run would: commands, and what they import while they run. A parsed
     config leaves behind what the parser found out about its types."""
-    rooms = [path for form in FORMS for path in sorted(KERNELS.glob(f"*/{form}.py"))]
+    from hotplate.kernels import launch  # here, as who asks the server needs none of it
+    from hotplate.train import settings
+
+    rooms = [path for form in FORMS for path in sorted(Path(launch.__file__).parent.glob(f"*/{form}.py"))]
     for name in (*LOADED, *(f"hotplate.kernels.{path.parent.name}.{path.stem}" for path in rooms)):
         importlib.import_module(name)
     settings.parse(settings.load_preset("demo"), [], "")
