@@ -71,7 +71,11 @@ def test_mutations_repeat_with_their_seed_and_differ() -> None:
 
 
 @given(
-    st.recursive(st.none() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+    st.recursive(
+        st.none() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    )
 )
 @settings(max_examples=200, deadline=None)
 def test_json_of_any_shape_is_a_value_or_a_value_error(tmp_path_factory, value) -> None:
