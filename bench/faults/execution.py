@@ -46,7 +46,7 @@ def no_compiler(arena: Arena, times: int) -> str:
         arena.finish(whole, STEPS)
         flags = arena.flags(run, STEPS, "--compile")
         environment = {**os.environ, "CXX": f"{absent}/c++", "TORCHINDUCTOR_CACHE_DIR": f"{run}-cache"}
-        command = [sys.executable, child.__file__, "then", *flags]
+        command = [sys.executable, "-m", child.__name__, "then", *flags]
         done = subprocess.run(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
         expect(done.returncode == 0, done.stdout[-3000:])
         _expect_uncompiled(run, done.stdout, "C++ compiler")
