@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 
 from hotplate.kernels import native
 from hotplate.kernels.checks import want
+from hotplate.kernels.direct import direct
 
 IMPLS = ("auto", "eager", "native", "reference", "triton")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -108,9 +110,12 @@ def _imported(module: str) -> bool:
 
 
 def operator(module: str, name: str) -> Any:
-    """torch.ops.hotplate.<name>, which `module` registers when it is imported: no sooner than it is asked for."""
+    """The operator hotplate::<name>, to be called directly. `module` registers it when it is imported: no sooner than
+    it is asked for."""
     _imported(module)
-    return getattr(torch.ops.hotplate, name)
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.hotplate, name)
+    return direct(OPDEFS[f"hotplate::{name}"])
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:

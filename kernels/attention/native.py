@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from hotplate.kernels import native
 from hotplate.kernels.attention.problem import Call, Problem, Result
 from hotplate.kernels.attention.registered import arriving, gradients, rows
+from hotplate.kernels.direct import direct
 from hotplate.kernels.product.native import panels
 
 LONGS, POINTERS, FLOATS = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
@@ -149,7 +150,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, lse, cu_seqlens = ctx.saved_tensors
     dout, dlse = arriving(dout, dlse, q)
-    found = backward(dout, dlse, q, k, v, lse, cu_seqlens, *ctx.options)
+    found = direct(backward)(dout, dlse, q, k, v, lse, cu_seqlens, *ctx.options)
     return *found, None, None, None, None, None, None
 
 
@@ -181,5 +182,5 @@ def attention(call: Call) -> Result:
     B, T, S = *call.q.shape[:2], call.k.shape[1]
     q, k, v = rows(call.q), rows(call.k), rows(call.v)
     cu_seqlens = None if call.cu_seqlens is None else call.cu_seqlens.contiguous()
-    out, lse = operator(q, k, v, cu_seqlens, T, S, call.scale, call.window, call.softcap)
+    out, lse = direct(operator)(q, k, v, cu_seqlens, T, S, call.scale, call.window, call.softcap)
     return out.view(call.q.shape), lse.view(-1, B, T).transpose(0, 1) if call.lse else None

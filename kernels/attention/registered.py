@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hotplate.kernels.attention.adapters import placed
 from hotplate.kernels.attention.problem import Call, Result
+from hotplate.kernels.direct import direct
 
 
 @torch.library.custom_op("hotplate::attention", mutates_args=())
@@ -83,7 +84,7 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[
     q, k, v, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
     dout, dlse = arriving(dout, dlse, out)
     tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
-    found = backward(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
+    found = direct(backward)(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
     lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
     return *found, None, None, *lists, None, None, None
 
@@ -166,7 +167,9 @@ def _differentiate_joined(ctx: Any, dout: Tensor | None, dlse: Tensor | None) ->
     qkv, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
     dout, dlse = arriving(dout, dlse, out)
     tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
-    found = joined_backward(dout, dlse, qkv, ctx.heads, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
+    found = direct(joined_backward)(
+        dout, dlse, qkv, ctx.heads, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options
+    )
     return found, None, None, None, [None] * len(tiles_q), [None] * len(tiles_k), None, None, None
 
 
@@ -191,7 +194,7 @@ def attention(call: Call) -> Result:
     places = (at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k))
     options = call.scale, call.window, call.softcap
     if call.qkv is not None:
-        out, lse = joined(rows(call.qkv), call.q.shape[2], *places, *options)
+        out, lse = direct(joined)(rows(call.qkv), call.q.shape[2], *places, *options)
     else:
-        out, lse = forward(rows(call.q), rows(call.k), rows(call.v), *places, *options)
+        out, lse = direct(forward)(rows(call.q), rows(call.k), rows(call.v), *places, *options)
     return out.view(call.q.shape), lse.view(-1, *call.q.shape[:2]).transpose(0, 1) if call.lse else None

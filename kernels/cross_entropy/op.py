@@ -11,6 +11,7 @@ from torch import Tensor
 from hotplate.kernels.checks import state_dtype, want, want_float
 from hotplate.kernels.cross_entropy import chunks, reference, registered
 from hotplate.kernels.cross_entropy.reference import Loss
+from hotplate.kernels.direct import direct
 from hotplate.kernels.launch import choose_impl
 
 IMPLS = ("auto", "eager", "native", "reference", "triton")
@@ -77,7 +78,9 @@ def linear_cross_entropy(
         return LossSum((reference.linear_losses(x, weight, targets, scored, loss) * factors).sum(), weight_sum)
     needs = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
     options = loss.scale, loss.cap, loss.smoothing, loss.z, chunk_bytes, impl
-    return LossSum(registered.cross_entropy(x, weight, targets, scored, factors, *options, *needs)[0], weight_sum)
+    return LossSum(
+        direct(registered.cross_entropy)(x, weight, targets, scored, factors, *options, *needs)[0], weight_sum
+    )
 
 
 def linear_losses(
@@ -104,7 +107,7 @@ def linear_losses(
     if impl == "reference":
         return reference.linear_losses(x, weight, targets, scored, loss)
     options = loss.scale, loss.cap, loss.smoothing, loss.z, chunk_bytes, impl
-    return registered.losses(x, weight, targets, scored, *options)[0]
+    return direct(registered.losses)(x, weight, targets, scored, *options)[0]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.cross_entropy.chunks import sweep
 from hotplate.kernels.cross_entropy.reference import Loss
+from hotplate.kernels.direct import direct
 
 
 def _gradients(x: Tensor, weight: Tensor, needs_dx: bool, needs_dweight: bool) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ def _sweep_again(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | N
     if upstream is not None:
         saved = ctx.saved_tensors
         x, weight = saved[1:3]
-        made = losses_backward(upstream, *saved, *ctx.options, *ctx.needs_input_grad[:2])
+        made = direct(losses_backward)(upstream, *saved, *ctx.options, *ctx.needs_input_grad[:2])
         wanted = zip(made, (x, weight), ctx.needs_input_grad, strict=False)
         gradients = [d.to(like.dtype) if needed else None for d, like, needed in wanted]
     return *gradients, *[None] * 8

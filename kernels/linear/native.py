@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from hotplate.kernels.direct import direct
 from hotplate.kernels.product.native import multiply
 
 
@@ -49,7 +50,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tenso
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad)
-    made = backward(dy, *ctx.saved_tensors, needs)
+    made = direct(backward)(dy, *ctx.saved_tensors, needs)
     return tuple(gradient if need else None for gradient, need in zip(made, needs, strict=True))
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hotplate.kernels.direct import direct
+
 
 def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, weight, bias, _ = inputs
@@ -20,7 +22,7 @@ def derivative(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callab
         total, weight, bias, statistics = ctx.saved_tensors
         dy = total.new_zeros(total.shape) if dy is None else dy.contiguous()
         dtotal = None if dtotal is None or not ctx.has_residual else dtotal.contiguous()
-        dx, dweight, dbias = backward(dy, dtotal, total, weight, statistics, ctx.has_bias)
+        dx, dweight, dbias = direct(backward)(dy, dtotal, total, weight, statistics, ctx.has_bias)
         of_bias = dbias.to(bias.dtype) if ctx.has_bias else None
         return dx, dx if ctx.has_residual else None, dweight.to(weight.dtype), of_bias, None
 

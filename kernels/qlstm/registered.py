@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
+from hotplate.kernels.direct import direct
 
 # An implementation is a module with `saved_shape`, `forward` and `backward`; triton's is imported when it is asked for.
 MODULES = {
@@ -81,7 +82,7 @@ def _differentiate(ctx: Any, dh: Tensor | None, dc_last: Tensor | None, _: None)
     B, T, _, D = gates.shape
     dh = gates.new_zeros(B, T, D) if dh is None else dh.contiguous()
     dc_last = None if dc_last is None else dc_last.contiguous()
-    dgates, dc0 = backward(dh, dc_last, gates, saved, resets, ctx.forget_offset, ctx.impl)
+    dgates, dc0 = direct(backward)(dh, dc_last, gates, saved, resets, ctx.forget_offset, ctx.impl)
     return dgates, dc0 if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
@@ -96,5 +97,5 @@ def qlstm(
     if impl != "eager":
         gates = gates.contiguous()
         c0, resets = (None if x is None else x.contiguous() for x in (c0, resets))
-    h, c_last, _ = forward(gates, c0, resets, forget_offset, impl, saving)
+    h, c_last, _ = direct(forward)(gates, c0, resets, forget_offset, impl, saving)
     return h, c_last

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
+from hotplate.kernels.direct import direct
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 PIECES = 8  # of the sum over rows and steps in the gradient of R; fp32 and fp64 only, 16 bits would round each
@@ -141,7 +142,7 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
     def derive(ctx: Any, dh: Tensor | None, dh_last: Tensor | None, dc_last: Tensor | None, *_: Any) -> Any:
         saved = ctx.saved_tensors  # once: a recomputed block makes them at this call
         dh = torch.zeros_like(saved[0]) if dh is None else dh
-        gradients = run_backward(dh, dh_last, dc_last, *saved, ctx.forget_offset, ctx.impl)
+        gradients = direct(run_backward)(dh, dh_last, dc_last, *saved, ctx.forget_offset, ctx.impl)
         needed = [gradient if need else None for gradient, need in zip(gradients, ctx.needs_input_grad, strict=False)]
         return *needed, None, None, None, None
 
@@ -158,7 +159,7 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
     ) -> tuple[Tensor, Tensor, Tensor]:
         leaves = (gates, recurrent, h0, c0)
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-        h, h_last, c_last, _, _ = run(gates, recurrent, h0, c0, resets, forget_offset, impl, keep)
+        h, h_last, c_last, _, _ = direct(run)(gates, recurrent, h0, c0, resets, forget_offset, impl, keep)
         return h, h_last, c_last
 
     return call

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hotplate.kernels.direct import direct
+
 Backward = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -19,7 +21,7 @@ def derivative(backward: Backward) -> Callable[..., tuple[Tensor | None, ...]]:
     def differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: a recomputed block makes them at this call
         q_weight, k_weight = saved[3:]
-        dqkv, dweights = backward(dq.contiguous(), dk.contiguous(), dv.contiguous(), *saved, ctx.eps)
+        dqkv, dweights = direct(backward)(dq.contiguous(), dk.contiguous(), dv.contiguous(), *saved, ctx.eps)
         if q_weight is None:
             return dqkv, None, None, None, None, None, None
         return dqkv, None, None, None, dweights[0].to(q_weight.dtype), dweights[1].to(k_weight.dtype), None

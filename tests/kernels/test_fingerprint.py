@@ -22,8 +22,8 @@ def test_any_source_changes_it(tmp_path):
 
 def test_torch_s_keys_tell_versions_apart(monkeypatch):
     """The tag is part of the keys of torch's caches; what a user put there stays."""
-    monkeypatch.setattr(settings, "cache_key_tag", "of the user ")
     monkeypatch.setattr(fingerprint, "fingerprint", lambda: "0123")
-    for _ in range(2):
-        build(TINY["gpt"]).execute(compiled=True)
-    assert settings.cache_key_tag == "of the user hotplate-0123"
+    with settings.patch(cache_key_tag="of the user "):
+        for _ in range(2):
+            build(TINY["gpt"]).execute(compiled=True)
+        assert settings.cache_key_tag == "of the user hotplate-0123"
