@@ -114,13 +114,17 @@ def _walk(
     window: int | None,
     softcap: float | None,
     scale: float,
-    **others: object,
+    **others: Any,
 ) -> None:
     """Starts the pass `name`: `tensors` [., heads, K] are its operands, `walked` those that come block after block."""
     q, k = tensors["q"], tensors["k"]
     described = describable(*(tensors[operand] for operand in walked))
     cut = configuration(name, q, described)
-    listed = tiles[lists.BLOCKS.index(cut.own)]
+    if cut.own in lists.BLOCKS:
+        listed = tiles[lists.BLOCKS.index(cut.own)]
+    else:  # fp32 with wide heads alone: a list that every layout had would cost all others its launches
+        axis = "k" if name == "keys" else "q"
+        listed = lists.tile_list(others[f"edges_{axis}"], tensors[axis].shape[0], cut.own)
     blocks = {operand: _descriptor(tensors[operand], cut.step) for operand in walked if described}
     heads, own, step = ("Hkv", "N", "M") if name == "keys" else ("H", "M", "N")
     count = (k if name == "keys" else q).shape[1]

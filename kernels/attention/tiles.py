@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hotplate.kernels.checks import want
 
-BLOCKS = (64, 128)  # a list per number of positions that a program may own
+BLOCKS = (64, 128)  # a list per number of positions that a program owns in most configurations
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,21 @@ def test_wrong_kernels_are_caught(defect: str, monkeypatch, capsys) -> None:
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_only_refusals_in_their_words_are_no_error(capsys) -> None:
+    case = next(device_cases.cases(quick=True, dtype=torch.float32, device="cpu"))
+
+    def raising(text):
+        def call(*leaves, impl):
+            raise ValueError(text)
+
+        return dataclasses.replace(case, call=call)
+
+    assert device_check.case_is_right(raising("qlstm: want T >= 1, got 0; give rows"), torch.float32, "eager")
+    assert "refused" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="not in tuple"):
+        device_check.case_is_right(raising("x not in tuple"), torch.float32, "eager")
+
+
 @pytest.mark.parametrize("defect", ["value", "repetition"])
 def test_wrong_products_are_caught(defect: str, monkeypatch, capsys) -> None:
     found = []

@@ -54,15 +54,25 @@ def test_a_step_on_a_gpu_launches_what_is_recorded(workload: str, on_gpu: dict) 
     assert gates.compare("gpu", found) == {workload: []}, "meant? hotplate bench gates --gate gpu --record"
 
 
+def told(script: str) -> dict:
+    """What a script says that plays a stand-in GPU."""
+    if reason := gpu.why_not():
+        pytest.skip(reason)
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_calls_launch_what_compiles_and_fits_a_gpu() -> None:
+    found = told("cases_on_gpu.py")
+    assert found["failed"] == {} and found["count"] > 40
+
+
 @pytest.fixture(scope="module")
 def planted_on_gpu() -> dict:
     """What became of a step with a defect, by defect; of one without under "nothing"."""
-    if reason := gpu.why_not():
-        pytest.skip(reason)
-    script = Path(__file__).with_name("planted_on_gpu.py")
-    done = subprocess.run([sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return told("planted_on_gpu.py")
 
 
 @pytest.mark.parametrize(

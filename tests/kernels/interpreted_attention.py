@@ -190,6 +190,20 @@ def test_parts_of_one_projection_give_what_they_give_alone(H, G, options, dtype)
     assert_bitwise("gradient", found, torch.cat(torch.autograd.grad(apart, leaves, upstream), dim=2))
 
 
+def test_blocks_that_a_layout_has_no_list_of_are_listed_by_the_pass(monkeypatch):
+    edges = packing(0, 5, 5, 33, 40)
+    leaves = [x.requires_grad_() for x in inputs(2, 20, 20, 2, 1, 16)]
+
+    def found():
+        out = attention(*leaves, edges, impl="triton")
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    want = found()
+    monkeypatch.setattr(tiles, "BLOCKS", (64,))
+    for mine, other in zip(found(), want, strict=True):
+        assert_bitwise("without a list", mine, other)
+
+
 def test_the_operator_of_one_projection_keeps_its_promises_to_torch():
     qkv = torch.randn(6, 4, 16, requires_grad=True)
     at = layout(packing(0, 2, 6), 1, 6)
