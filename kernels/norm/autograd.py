@@ -16,13 +16,13 @@ def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def derivative(backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The backward of a form's operator, from `backward`(dy, dtotal, total, weight, statistics, centred)."""
+    """The backward of a form's operator, from `backward`(dy, dtotal, total, weight, bias, statistics)."""
 
     def differentiate(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         total, weight, bias, statistics = ctx.saved_tensors
         dy = total.new_zeros(total.shape) if dy is None else dy.contiguous()
         dtotal = None if dtotal is None or not ctx.has_residual else dtotal.contiguous()
-        dx, dweight, dbias = direct(backward)(dy, dtotal, total, weight, statistics, ctx.has_bias)
+        dx, dweight, dbias = direct(backward)(dy, dtotal, total, weight, bias, statistics)
         of_bias = dbias.to(bias.dtype) if ctx.has_bias else None
         return dx, dx if ctx.has_residual else None, dweight.to(weight.dtype), of_bias, None
 

@@ -59,27 +59,27 @@ def _(
 
 @torch.library.custom_op("hotplate::norm_native_backward", mutates_args=())
 def backward(
-    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, statistics: Tensor, centred: bool
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx [M, D]; dweight and dbias [D] fp32, dbias empty where not centred."""
+    """dx [M, D]; dweight and dbias [D] fp32, dbias empty without a bias."""
     (M, D), threads, S = total.shape, torch.get_num_threads(), max(1, min(STRIPES, total.shape[0]))
     dx = torch.empty_like(total)
     dweight, dbias = dy.new_zeros(2, S, D, dtype=torch.float32)
     weight, work = weight.float(), dy.new_empty(threads, 2 * D, dtype=torch.float32)
-    _library(centred).norm_backward(
+    _library(bias is not None).norm_backward(
         *(address(t) for t in (dy, dtotal, total, weight, statistics[-1], statistics[0], dx, dweight, dbias, work)),
         *(ctypes.c_int64(n) for n in (M, D, S)),
         *(ctypes.c_int(n) for n in (dy.dtype == torch.bfloat16, threads)),
     )
-    return dx, dweight.sum(0), dbias.sum(0) if centred else dweight.new_empty(0)
+    return dx, dweight.sum(0), dweight.new_empty(0) if bias is None else dbias.sum(0)
 
 
 @backward.register_fake
 def _(
-    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, statistics: Tensor, centred: bool
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     D = total.shape[1]
-    dweight, dbias = (dy.new_empty(n, dtype=torch.float32) for n in (D, D if centred else 0))
+    dweight, dbias = (dy.new_empty(n, dtype=torch.float32) for n in (D, 0 if bias is None else D))
     return torch.empty_like(total), dweight, dbias
 
 

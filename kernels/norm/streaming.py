@@ -121,16 +121,16 @@ def forward(
 
 
 def backward(
-    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, statistics: Tensor, centred: bool
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, bias: Tensor | None, statistics: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx [M, D]; dweight and dbias [D] in the dtype of weight, dbias empty where not centred."""
+    """dx [M, D]; dweight and dbias [D] in the dtypes of weight and bias, dbias empty without a bias."""
     M, D = total.shape
     R, BD, warps = blocks(D)
     S = min(STRIPES, triton.cdiv(M, R))
     dx, dweight = torch.empty_like(total), weight.new_empty(D)
-    dbias = torch.empty_like(dweight) if centred else None
+    dbias = None if bias is None else bias.new_empty(D)
     weight_parts = total.new_empty(S, D, dtype=torch.float32)
-    bias_parts = torch.empty_like(weight_parts) if centred else None
+    bias_parts = None if bias is None else torch.empty_like(weight_parts)
     if M:
         wrap_triton(backward_kernel)[(S,)](
             dy, dtotal, total, weight, statistics, dx, weight_parts, bias_parts, M, D, S, R=R, BD=BD, num_warps=warps

@@ -35,6 +35,16 @@ def test_one_feature_the_sum_alone_and_no_row():
     assert rmsnorm(torch.zeros(0, 9), torch.ones(9), impl="triton").shape == (0, 9)
 
 
+def test_a_weight_s_dtype_is_not_the_bias_s():
+    x, weight, bias = (leaf.requires_grad_() for leaf in norms.inputs((9, 20), 1, 2))
+    narrow = weight.detach().half().requires_grad_()
+    upstream = torch.randn(9, 20)
+    want = torch.autograd.grad(layernorm(x, narrow.float(), bias, impl="triton"), bias, upstream)[0]
+    of_weight, of_bias = torch.autograd.grad(layernorm(x, narrow, bias, impl="triton"), (narrow, bias), upstream)
+    assert of_weight.dtype == torch.float16 and of_bias.dtype == torch.float32
+    assert_bitwise("bias", of_bias, want)
+
+
 def test_a_nan_shows_in_its_row_alone():
     x, weight = norms.inputs((4, 9), 1, 1)
     x[1, 3] = torch.nan
