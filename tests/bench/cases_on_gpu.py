@@ -9,13 +9,13 @@ from contextlib import nullcontext
 
 from hotplate.bench.gates.stand_in import library
 
-library.load()
+loaded = library.load()
 
 import torch  # noqa: E402
 
 from hotplate.bench.gates.stand_in import device  # noqa: E402
 
-device.install(90)
+device.install(90, loaded)
 
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 

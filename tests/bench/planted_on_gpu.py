@@ -4,7 +4,7 @@ import json
 
 from hotplate.bench.gates.stand_in import library
 
-library.load()
+loaded = library.load()
 
 import torch  # noqa: E402
 import triton  # noqa: E402
@@ -12,7 +12,7 @@ import triton.language as tl  # noqa: E402
 
 from hotplate.bench.gates.stand_in import device  # noqa: E402
 
-device.install(90)
+device.install(90, loaded)
 
 from hotplate.bench.gates.stand_in import steps  # noqa: E402
 from hotplate.train.step import Step  # noqa: E402

@@ -1,5 +1,6 @@
-// What torch built without CUDA asks of a CUDA device, for one that computes nothing: one device, one stream, no events.
-// Loaded before torch, which asks once whether there is an accelerator and remembers.
+// What torch asks of a CUDA device, for one that computes nothing: one device, one stream, no events. Loaded before torch,
+// which asks once whether there is an accelerator and remembers. Where torch was built with CUDA, these hooks go before
+// its own, and `take_over`, called after it was imported, puts the guard in place of its own.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -21,7 +22,7 @@ struct CUDAHooks final : CUDAHooksInterface {  // the name is the key that torch
   DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
 };
 
-REGISTER_CUDA_HOOKS(CUDAHooks)
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks);
 
 }  // namespace at
 
@@ -49,6 +50,9 @@ struct Guard final : impl::DeviceGuardImplInterface {
 };
 
 const Guard guard;
-const impl::DeviceGuardImplRegistrar registrar(DeviceType::CUDA, &guard);
 
 }  // namespace
+
+extern "C" void take_over() {
+  impl::device_guard_impl_registry[static_cast<size_t>(DeviceType::CUDA)].store(&guard);
+}

@@ -7,6 +7,7 @@ Triton's driver, which compiles but starts nothing. Nothing is undone: the proce
 
 import contextlib
 from collections.abc import Callable, Mapping
+from ctypes import CDLL
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import triton  # noqa: F401  (its backends must be known before a driver is chosen)
 from torch import Tensor
 from torch._library import custom_ops
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -30,9 +32,10 @@ Launched = Callable[[str, tuple[Any, ...]], None]  # kernel's name and arguments
 listeners: list[Launched] = []  # hear of every Triton launch, after it was compiled and found to fit the device
 
 
-def install(capability: int) -> None:
-    """From now on `cuda` is a GPU of compute capability `capability` / 10. Comes before torch.compile is imported,
-    which remembers torch.cuda's functions."""
+def install(capability: int, library: CDLL) -> None:
+    """From now on `cuda` is a GPU of compute capability `capability` / 10. `library` was loaded before torch; this comes
+    before torch.compile is imported, which remembers torch.cuda's functions."""
+    library.take_over()
     _queries(capability)
     _memory()
     _triton(capability)
@@ -80,6 +83,7 @@ def _memory() -> None:
     """Addresses, which alignment is asked of; copies to the device, whose host side a real one would pin; and lists of
     fake tensors are taken in one launch, as lists of tensors are."""
     torch.utils._foreach_utils._foreach_supported_types.append(FakeTensor)
+    _replace(fake_tensor, {"init_gpu_context": lambda *device: None})
     _replace(FakeTensor, {"data_ptr": lambda self: ALLOCATED + self.storage_offset() * self.itemsize})
     _replace(Tensor, {"pin_memory": lambda self, *device: self})
 

@@ -11,10 +11,10 @@ CAPABILITY = 90
 
 
 def main(workloads: Sequence[str]) -> int:
-    library.load()
+    loaded = library.load()
     from hotplate.bench.gates.stand_in import device
 
-    device.install(CAPABILITY)
+    device.install(CAPABILITY, loaded)
     from hotplate.bench.gates.stand_in import steps
 
     print(json.dumps(steps.measure(workloads)))
