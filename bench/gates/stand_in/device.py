@@ -33,8 +33,8 @@ listeners: list[Launched] = []  # hear of every Triton launch, after it was comp
 
 
 def install(capability: int, library: CDLL) -> None:
-    """From now on `cuda` is a GPU of compute capability `capability` / 10. `library` was loaded before torch; this comes
-    before torch.compile is imported, which remembers torch.cuda's functions."""
+    """From now on `cuda` is a GPU of compute capability `capability` / 10. `library` was loaded before torch;
+    this comes before torch.compile is imported, which remembers torch.cuda's functions."""
     library.take_over()
     _queries(capability)
     _memory()
