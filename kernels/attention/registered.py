@@ -73,23 +73,27 @@ def gradients(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, edges_q, edges_k, tiles_q, tiles_k, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.lists = len(tiles_q)
-    ctx.save_for_backward(q, k, v, *output, edges_q, edges_k, *tiles_q, *tiles_k)
+def _register(name: str, operands: int, backward: Any) -> None:
+    """Its gradient, `backward`(dout, dlse, operands, out, lse, edges, tiles, options), of that many tensors first."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        tiles_q, tiles_k, *ctx.options = inputs[operands + 2 :]
+        ctx.set_materialize_grads(False)
+        ctx.lists = len(tiles_q)
+        ctx.save_for_backward(*inputs[:operands], *output, *inputs[operands : operands + 2], *tiles_q, *tiles_k)
+
+    def differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        saved, tiles = ctx.saved_tensors[: operands + 4], list(ctx.saved_tensors[operands + 4 :])
+        tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
+        dout, dlse = arriving(dout, dlse, saved[operands])
+        found = direct(backward)(dout, dlse, *saved, tiles_q, tiles_k, *ctx.options)
+        lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
+        return *(found if operands > 1 else (found,)), None, None, *lists, *[None] * len(ctx.options)
+
+    torch.library.register_autograd(name, differentiate, setup_context=setup)
 
 
-def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
-    dout, dlse = arriving(dout, dlse, out)
-    tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
-    found = direct(backward)(dout, dlse, q, k, v, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options)
-    lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
-    return *found, None, None, *lists, None, None, None
-
-
-torch.library.register_autograd("hotplate::attention", _differentiate, setup_context=_setup_context)
+_register("hotplate::attention", 3, backward)
 
 
 def parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +106,6 @@ def parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("hotplate::self_attention", mutates_args=())
 def joined(
     qkv: Tensor,
-    heads: int,
     edges_q: Tensor,
     edges_k: Tensor,
     tiles_q: Sequence[Tensor],
@@ -110,6 +113,7 @@ def joined(
     scale: float,
     window: int | None,
     softcap: float | None,
+    heads: int,
 ) -> tuple[Tensor, Tensor]:
     """`forward` of the parts of qkv [P, H + 2 G, K]."""
     from hotplate.kernels.attention import launches
@@ -119,8 +123,8 @@ def joined(
 
 
 @joined.register_fake
-def _(qkv: Tensor, heads: int, *others: Any) -> tuple[Tensor, Tensor]:
-    P, _, K = qkv.shape
+def _(qkv: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    (P, _, K), heads = qkv.shape, others[-1]
     return qkv.new_empty(P, heads, K), qkv.new_empty(heads, P, dtype=torch.float32)
 
 
@@ -129,7 +133,6 @@ def joined_backward(
     dout: Tensor,
     dlse: Tensor | None,
     qkv: Tensor,
-    heads: int,
     out: Tensor,
     lse: Tensor,
     edges_q: Tensor,
@@ -139,6 +142,7 @@ def joined_backward(
     scale: float,
     window: int | None,
     softcap: float | None,
+    heads: int,
 ) -> Tensor:
     """`backward` of the parts of qkv, into those of one gradient: nothing is left to be put together."""
     from hotplate.kernels.attention import launches
@@ -156,24 +160,7 @@ def joined_gradient(dout: Tensor, dlse: Tensor | None, qkv: Tensor, *others: Any
     return qkv.new_empty(qkv.shape)
 
 
-def _setup_joined(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.heads, edges_q, edges_k, tiles_q, tiles_k, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.lists = len(tiles_q)
-    ctx.save_for_backward(qkv, *output, edges_q, edges_k, *tiles_q, *tiles_k)
-
-
-def _differentiate_joined(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    qkv, out, lse, edges_q, edges_k, *tiles = ctx.saved_tensors
-    dout, dlse = arriving(dout, dlse, out)
-    tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
-    found = direct(joined_backward)(
-        dout, dlse, qkv, ctx.heads, out, lse, edges_q, edges_k, tiles_q, tiles_k, *ctx.options
-    )
-    return found, None, None, None, [None] * len(tiles_q), [None] * len(tiles_k), None, None, None
-
-
-torch.library.register_autograd("hotplate::self_attention", _differentiate_joined, setup_context=_setup_joined)
+_register("hotplate::self_attention", 1, joined_backward)
 
 
 def arriving(dout: Tensor | None, dlse: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -194,7 +181,7 @@ def attention(call: Call) -> Result:
     places = (at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k))
     options = call.scale, call.window, call.softcap
     if call.qkv is not None:
-        out, lse = direct(joined)(rows(call.qkv), call.q.shape[2], *places, *options)
+        out, lse = direct(joined)(rows(call.qkv), *places, *options, call.q.shape[2])
     else:
         out, lse = direct(forward)(rows(call.q), rows(call.k), rows(call.v), *places, *options)
     return out.view(call.q.shape), lse.view(-1, *call.q.shape[:2]).transpose(0, 1) if call.lse else None

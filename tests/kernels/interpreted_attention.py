@@ -207,7 +207,7 @@ def test_blocks_that_a_layout_has_no_list_of_are_listed_by_the_pass(monkeypatch)
 def test_the_operator_of_one_projection_keeps_its_promises_to_torch():
     qkv = torch.randn(6, 4, 16, requires_grad=True)
     at = layout(packing(0, 2, 6), 1, 6)
-    arguments = (qkv, 2, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None)
+    arguments = (qkv, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None, 2)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(registered.joined, arguments, test_utils=checks)
 
