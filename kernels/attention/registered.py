@@ -3,7 +3,7 @@
 Letters: P positions of all rows, H query heads, K head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -73,8 +73,11 @@ def gradients(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _register(name: str, operands: int, backward: Any) -> None:
-    """Its gradient, `backward`(dout, dlse, operands, out, lse, edges, tiles, options), of that many tensors first."""
+def _derivative(operands: int, backward: Any) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """The gradient by `backward`(dout, dlse, operands, out, lse, edges, tiles, options), and what it keeps.
+
+    `operands` counts the tensors that come first and have gradients.
+    """
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         tiles_q, tiles_k, *ctx.options = inputs[operands + 2 :]
@@ -90,10 +93,11 @@ def _register(name: str, operands: int, backward: Any) -> None:
         lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
         return *(found if operands > 1 else (found,)), None, None, *lists, *[None] * len(ctx.options)
 
-    torch.library.register_autograd(name, differentiate, setup_context=setup)
+    return differentiate, setup
 
 
-_register("hotplate::attention", 3, backward)
+DERIVATIVE = _derivative(3, backward)
+torch.library.register_autograd("hotplate::attention", DERIVATIVE[0], setup_context=DERIVATIVE[1])
 
 
 def parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +164,8 @@ def joined_gradient(dout: Tensor, dlse: Tensor | None, qkv: Tensor, *others: Any
     return qkv.new_empty(qkv.shape)
 
 
-_register("hotplate::self_attention", 1, joined_backward)
+JOINED_DERIVATIVE = _derivative(1, joined_backward)
+torch.library.register_autograd("hotplate::self_attention", JOINED_DERIVATIVE[0], setup_context=JOINED_DERIVATIVE[1])
 
 
 def arriving(dout: Tensor | None, dlse: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
