@@ -9,7 +9,17 @@ KP the power of two that holds it, H query heads. Importing this needs Triton.
 import triton
 import triton.language as tl
 
-from hotplate.kernels.attention.walks import bent, hidden, keys_of, load_rows, power, queries_of, span, store_rows
+from hotplate.kernels.attention.walks import (
+    bent,
+    hidden,
+    keys_of,
+    load_rows,
+    owned_keys,
+    power,
+    queries_of,
+    span,
+    store_rows,
+)
 
 
 @triton.jit
@@ -59,8 +69,8 @@ def gather_keys(
     from registers. lse = inf gives the rows after the document no weight.
     """
     EARLY: tl.constexpr = KP >= 16 * M  # dp before the scores, or sums of 256 features on sm_90 spill within the loop
-    for step in tl.range(0, tl.cdiv(last - first, M) * (M * GROUP), M):
-        query, head = first + step // (M * GROUP) * M, heads + step // M % GROUP
+    for step in tl.range(0, tl.cdiv(last - first, M) * GROUP):
+        query, head = first + step // GROUP * M, (heads + step % GROUP).to(tl.int64)
         rows = query + tl.arange(0, M)
         q_block = load_rows(q, row + query, head * q_head, q_row, Lq - query, M, K, KP, DESCRIBED, True)
         if EARLY:
@@ -95,39 +105,41 @@ def keys_kernel(
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [keys, Hkv, K], rows result_row apart. q and dout are descriptors where DESCRIBED.
-
-    Tiles come deepest first, which is least work here: the list is mirrored within its document.
-    """
+    """dk and dv [keys, Hkv, K], rows result_row apart. q, k, v and dout are descriptors where DESCRIBED."""
     tile, group = tl.program_id(0) // Hkv, tl.program_id(0) % Hkv
     document = tl.load(tiles + 2 * tile)
     if document >= 0:
         start_q, Lq = span(edges_q, document)
-        start_k, Lk = span(edges_k, document)
-        low = (tl.cdiv(Lk, N) - 1 - tl.load(tiles + 2 * tile + 1)) * N
+        start_k, Lk, low = owned_keys(tiles, tile, edges_k, document, N, False)
         left, row_k, wide = Lk - low, start_k + low, group.to(tl.int64)
         key, offset = low + tl.arange(0, N), Lk - Lq
-        k_block = load_rows(k, row_k, wide * k_head, k_row, left, N, K, KP, False, True)
-        v_block = load_rows(v, row_k, wide * v_head, v_row, left, N, K, KP, False, True)
+        k_block = load_rows(k, row_k, wide * k_head, k_row, left, N, K, KP, DESCRIBED, True)
+        v_block = load_rows(v, row_k, wide * v_head, v_row, left, N, K, KP, DESCRIBED, True)
         dk_acc, dv_acc = tl.zeros([N, KP], tl.float32), tl.zeros([N, KP], tl.float32)
         first, begin, full, last = queries_of(low, offset, Lq, N, M, window, WINDOW)
-        heads = wide * GROUP
+        heads = group * GROUP
+        # Sums of many features with masks or a soft cap: one loop, as what a second keeps would spill.
+        WHOLE: tl.constexpr = KP >= 16 * M or (SOFTCAP and KP >= 128)
+        masked = last if WHOLE else begin
         dk_acc, dv_acc = gather_keys(
-            dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, begin, start_q, Lq, heads,
+            dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, first, masked, start_q, Lq, heads,
             positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
             GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
         )  # fmt: skip
-        dk_acc, dv_acc = gather_keys(
-            dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, begin, full, start_q, Lq, heads,
-            positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
-            GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
-        )  # fmt: skip
-        if WINDOW:
+        if not WHOLE:
             dk_acc, dv_acc = gather_keys(
-                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, full, last, start_q, Lq, heads,
+                dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, begin, full, start_q, Lq, heads,
                 positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
-                GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, False, PRECISION, FAST,
             )  # fmt: skip
+            if WINDOW:
+                dk_acc, dv_acc = gather_keys(
+                    dk_acc, dv_acc, k_block, v_block, key, offset, q, dout, pairs, full, last, start_q, Lq, heads,
+                    positions, q_row, q_head, dout_row, dout_head, unit, bend, squeeze, window,
+                    GROUP, M, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST,
+                )  # fmt: skip
+        start_k, Lk, low = owned_keys(tiles, tile, edges_k, tl.load(tiles + 2 * tile, volatile=True), N, True)
+        left, row_k = Lk - low, start_k + low
         store_rows(dk, dk_acc * scale, row_k, group * K, result_row, left, N, K, KP)
         store_rows(dv, dv_acc, row_k, group * K, result_row, left, N, K, KP)
 
@@ -169,7 +181,7 @@ def queries_kernel(
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
-    """dq [positions, H, K], rows result_row apart; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. k and v are
+    """dq [positions, H, K], rows result_row apart; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. Operands are
     as in forward_kernel.
 
     fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
@@ -184,8 +196,8 @@ def queries_kernel(
         low, left, row, wide = block * M + Lk - Lq, Lq - block * M, start_q + block * M, head.to(tl.int64)
         rows = tl.arange(0, M)
         at, inside, high = wide * positions + row + rows, rows < left, low + tl.minimum(left, M)
-        q_block = load_rows(q, row, wide * q_head, q_row, left, M, K, KP, False, True)
-        d_block = load_rows(dout, row, wide * dout_head, dout_row, left, M, K, KP, False, True)
+        q_block = load_rows(q, row, wide * q_head, q_row, left, M, K, KP, DESCRIBED, True)
+        d_block = load_rows(dout, row, wide * dout_head, dout_row, left, M, K, KP, DESCRIBED, True)
         if SUMMING:
             lse_row = tl.load(lse + at, mask=inside, other=float("inf"))
             delta_row = tl.zeros([M], tl.float32)

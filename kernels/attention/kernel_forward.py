@@ -48,7 +48,7 @@ def forward_kernel(
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """out [positions, H, K] and lse [H, positions]. k and v are descriptors where DESCRIBED.
+    """out [positions, H, K] and lse [H, positions]. q, k and v are descriptors where DESCRIBED.
 
     unit, bend, squeeze: see scores in README.md. Heads are the fastest: programs that run together share keys.
     """
@@ -61,7 +61,7 @@ def forward_kernel(
         low, left = block * M + Lk - Lq, Lq - block * M
         position = low + tl.arange(0, M)
         row = start_q + block * M
-        q_block = load_rows(q, row, head.to(tl.int64) * q_head, q_row, left, M, K, KP, False, True)
+        q_block = load_rows(q, row, head.to(tl.int64) * q_head, q_row, left, M, K, KP, DESCRIBED, True)
         acc = tl.zeros([M, KP], tl.float32)
         total, top = tl.zeros([M], tl.float32), tl.full([M], float("-inf"), tl.float32)
         group = (head // GROUP).to(tl.int64)

@@ -116,16 +116,18 @@ def _walk(
     scale: float,
     **others: Any,
 ) -> None:
-    """Starts the pass `name`: `tensors` [., heads, K] are its operands, `walked` those that come block after block."""
+    """Starts the pass `name`: `tensors` [., heads, K] are its operands, `walked` those that come block after block; a
+    program has one block of each other."""
     q, k = tensors["q"], tensors["k"]
-    described = describable(*(tensors[operand] for operand in walked))
+    described = describable(*tensors.values())
     cut = configuration(name, q, described)
     if cut.own in lists.BLOCKS:
         listed = tiles[lists.BLOCKS.index(cut.own)]
     else:  # fp32 with wide heads alone: a list that every layout had would cost all others its launches
         axis = "k" if name == "keys" else "q"
         listed = lists.tile_list(others[f"edges_{axis}"], tensors[axis].shape[0], cut.own)
-    blocks = {operand: _descriptor(tensors[operand], cut.step) for operand in walked if described}
+    rows = {operand: cut.step if operand in walked else cut.own for operand in tensors}
+    blocks = {operand: _descriptor(x, rows[operand]) for operand, x in tensors.items() if described}
     heads, own, step = ("Hkv", "N", "M") if name == "keys" else ("H", "M", "N")
     count = (k if name == "keys" else q).shape[1]
     strides = {f"{n}_{axis}": x.stride(d) for n, x in tensors.items() for d, axis in ((0, "row"), (1, "head"))}

@@ -19,6 +19,18 @@ def span(edges, document):
 
 
 @triton.jit
+def owned_keys(tiles, tile, edges, document, N: tl.constexpr, AGAIN: tl.constexpr):
+    """Where the keys of a tile of `keys` start, how long their document is, which of its keys is the tile's first.
+
+    Deepest tiles come first, so the list is mirrored within its document. AGAIN: from memory, not from registers.
+    """
+    start = tl.load(edges + document, volatile=AGAIN)
+    length = tl.load(edges + document + 1, volatile=AGAIN) - start
+    low = (tl.cdiv(length, N) - 1 - tl.load(tiles + 2 * tile + 1, volatile=AGAIN)) * N
+    return start.to(tl.int64), length, low
+
+
+@triton.jit
 def load_rows(x, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
               DESCRIBED: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """[R, KP] from `row`, `column`. x is a ragged descriptor or a pointer; `left` rows are the document's.
@@ -41,9 +53,10 @@ def load_rows(x, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP
 
 @triton.jit
 def store_rows(x, block, row, column, stride, left, R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
-    rows, features = tl.arange(0, R), tl.arange(0, KP)
-    at = x + row * stride + column + (rows[:, None] * stride + features[None, :])
-    tl.store(at, block.to(x.dtype.element_ty), mask=(rows < left)[:, None] & (features < K)[None, :])
+    """Rows are counted from R on: the numbers of those loaded would stay in registers, or spill, until here."""
+    rows, features = tl.arange(R, 2 * R), tl.arange(0, KP)
+    at = x + (row - R) * stride + column + (rows[:, None] * stride + features[None, :])
+    tl.store(at, block.to(x.dtype.element_ty), mask=(rows < left + R)[:, None] & (features < K)[None, :])
 
 
 @triton.jit
