@@ -15,9 +15,15 @@ OPTIONS = {"betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
 def course(
-    impl: str, dtype: torch.dtype = torch.float32, copies: torch.dtype | None = None, skip: int = -1, updates: int = 4
+    impl: str,
+    dtype: torch.dtype = torch.float32,
+    copies: torch.dtype | None = None,
+    skip: int = -1,
+    updates: int = 4,
+    arriving: torch.dtype | None = None,
 ) -> tuple[list[list[Tensor]], list[Tensor] | None]:
-    """([weights, first and second moments, steps], copies) after some updates; update `skip` is skipped."""
+    """([weights, first and second moments, steps], copies) after some updates; update `skip` is skipped. Gradients come
+    in `arriving`, none = dtype."""
     generator = torch.Generator().manual_seed(1)
 
     def drawn() -> list[Tensor]:
@@ -27,7 +33,7 @@ def course(
     state = [weights, *([torch.zeros_like(w) for w in weights] for _ in range(2)), [torch.zeros(()) for _ in weights]]
     narrow = None if copies is None else [w.to(copies) for w in weights]
     for update in range(updates):
-        gradients = drawn()
+        gradients = [g.to(arriving or dtype) for g in drawn()]
         if update == skip:
             gradients[1].fill_(torch.nan)
         before = [x.clone() for group in [*state, narrow or []] for x in group]
@@ -42,9 +48,10 @@ def course(
     return state, narrow
 
 
-def assert_the_definition(impl: str, own: str, skip: int = -1) -> None:
+def assert_the_definition(impl: str, own: str, skip: int = -1, arriving: torch.dtype | None = None) -> None:
     """The error rule for weights, moments and steps; `own` names the form that is torch's."""
-    truth, ours, torchs = course("reference", torch.float64, skip=skip), course(impl, skip=skip), course(own, skip=skip)
+    truth = course("reference", torch.float64, skip=skip, arriving=arriving)
+    ours, torchs = (course(name, skip=skip, arriving=arriving) for name in (impl, own))
     for kind, mine, theirs, true in zip(KINDS, ours[0], torchs[0], truth[0], strict=True):
         joined = [torch.cat([x.flatten() for x in group]) for group in (mine, theirs, true)]
         assert_within_budget(kind, joined[0], joined[1], joined[2].double())

@@ -59,13 +59,14 @@ class Optimizer:
         }
 
     def _gradient(self, name: str) -> Tensor | None:
-        """Of the elements held here, in fp32."""
-        if name in self._narrow:
-            return self._masters[name].grad
-        return self.shares.gradient(self._parameters[name][0])
+        """Of the elements held here."""
+        gathered = self._masters[name].grad if name in self._narrow else None
+        return self.shares.gradient(self._parameters[name][0]) if gathered is None else gathered
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of all that have one, by parameter: the elements held here, in fp32."""
+        """Of all that have one, by parameter: the elements held here. In fp32, but for a narrow weight's only one of an
+        update.
+        """
         return {name: g for name in self._masters if (g := self._gradient(name)) is not None}
 
     def forget(self) -> None:
@@ -78,9 +79,11 @@ class Optimizer:
         """Whether any weight is narrower than its fp32 master."""
         return bool(self._narrow)
 
-    def gather(self) -> None:
-        """Add the gradients of narrow weights into the fp32 masters and clear them: after each micro-batch."""
+    def gather(self, last: bool) -> None:
+        """After each micro-batch: add the gradients of narrow weights into the fp32 masters' and clear them. What an
+        update's last micro-batch brings alone stays where it is, as there is nothing to add."""
         held = [name for name in self._narrow if self._parameters[name][0].grad is not None]
+        held = [name for name in held if not last or self._masters[name].grad is not None]
         sizes = accumulate(self._masters[name].nbytes for name in held)
         for _, group in groupby(zip(held, sizes, strict=True), key=lambda pair: pair[1] // GATHERED_BYTES):
             self._gather([name for name, _ in group])
@@ -127,11 +130,12 @@ class Optimizer:
         """One call per kind of parameter: matrices, which weight decay acts on, and vectors, by factor of the learning
         rate (what decays per update has no factor); narrow weights are written in the same pass as their masters."""
         config = self.config
-        groups: dict[tuple[bool, bool, float], list[str]] = defaultdict(list)
+        groups: dict[tuple[bool, bool, torch.dtype, float], list[str]] = defaultdict(list)
         for name in self._moments:
             if name in gradients and gradients[name].numel():
-                groups[self._parameters[name][1].matrix, name in self._narrow, self._rates[name]].append(name)
-        for (matrices, narrow, rate), names in groups.items():
+                matrix, dtype = self._parameters[name][1].matrix, gradients[name].dtype
+                groups[matrix, name in self._narrow, dtype, self._rates[name]].append(name)
+        for (matrices, narrow, _, rate), names in groups.items():
             first, second, steps = ([self._moments[name][n] for name in names] for n in range(3))
             adamw(
                 [self._masters[name] for name in names],
@@ -155,7 +159,7 @@ class Optimizer:
         for name, momentum in self._muon.items():
             if name not in gradients:
                 continue
-            gradient = torch.where(skipped > 0, 0.0, gradients[name] * scale)
+            gradient = torch.where(skipped > 0, 0.0, gradients[name].float() * scale)
             decay = torch.where(skipped > 0, 1.0, self.config.momentum)
             momentum.mul_(decay).add_(gradient)
             directions[name] = gradient + self.config.momentum * momentum

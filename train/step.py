@@ -69,8 +69,8 @@ def at_once(last: bool) -> contextlib.AbstractContextManager[Backward]:
 class Updates(Protocol):
     """What turns the gradients of a backward pass into new weights."""
 
-    def gather(self) -> None:
-        """After each micro-batch."""
+    def gather(self, last: bool) -> None:
+        """After each micro-batch, told whether it is its update's last."""
         ...
 
     def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class Step:
                 output = self.model(batch, states[index])
                 loss_sum, count, details = self.objective(output, batch)
                 backward(loss_sum * (1.0 / self.targets))
-            self.optimizer.gather()
+            self.optimizer.gather(last)
             if batch.slots is not None:
                 states[index] = output.state.detach()
             byte_sum = batch.target_bytes.sum()

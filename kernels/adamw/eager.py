@@ -1,4 +1,5 @@
-"""AdamW through torch's fused form. It writes the scaled gradients back; copies are a second pass."""
+"""AdamW through torch's fused form. It writes the scaled gradients back; copies, and gradients of another dtype, are
+passes of their own."""
 
 from collections.abc import Sequence
 
@@ -21,7 +22,8 @@ def adamw(
     skipped: Tensor,
 ) -> None:
     """See op.py."""
-    tensors = [list(x) for x in (weights, gradients, first, second, (), steps)]
+    wide = [g.to(w.dtype) for g, w in zip(gradients, weights, strict=True)]
+    tensors = [list(x) for x in (weights, wide, first, second, (), steps)]
     torch._foreach_add_(tensors[-1], 1.0)
     torch._fused_adamw_(
         *tensors,

@@ -33,6 +33,8 @@ def adamw(
     assert library is not None, "op.py asks for native code only where it was built"
     for copy in copies or ():
         want("adamw", copy.dtype == torch.bfloat16, "bfloat16 copies", str(copy.dtype), "use impl='eager'")
+    dtype, half = gradients[0].dtype, gradients[0].dtype == torch.bfloat16
+    want("adamw", dtype != torch.float16, "float32 or bfloat16 gradients", str(dtype), "use impl='eager'")
     if skipped.item() != 0:
         return
     torch._foreach_add_(list(steps), 1.0)
@@ -43,6 +45,7 @@ def adamw(
         (ctypes.c_int64 * N)(*(x.numel() for x in weights)),
         (ctypes.c_float * (3 * N))(*factors),
         ctypes.c_int64(N),
+        ctypes.c_int(half),
         *(ctypes.c_float(x) for x in (scale.item(), 1 - betas[0], betas[1], 1 - betas[1], eps)),
         ctypes.c_int(torch.get_num_threads()),
     )

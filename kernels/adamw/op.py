@@ -38,15 +38,16 @@ def adamw(
         m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
         w = (1 - lr weight_decay) w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)      step = t
 
-    and copy = w rounded, where there are copies. weights, gradients, first (m) and second (v): N contiguous fp32
-    tensors each (fp64 with impl reference and eager). steps: N tensors fp32 []. copies: N contiguous tensors (bf16;
-    fp16 except for native) or None. lr: a number, or a tensor []. scale and skipped: fp32 [] on the device of the
+    and copy = w rounded, where there are copies. weights, first (m) and second (v): N contiguous fp32 tensors each
+    (fp64 with impl reference and eager). gradients: N contiguous tensors of the weights' dtype, or all bf16 (fp16
+    except for native), converted as they are read. steps: N tensors fp32 []. copies: N contiguous tensors (bf16; fp16
+    except for native) or None. lr: a number, or a tensor []. scale and skipped: fp32 [] on the device of the
     weights. Where skipped is not 0 nothing is changed, bit for bit. The host waits for nothing on a GPU. gradients may
     be overwritten with the scaled ones (torch's own form does that).
     impl: auto, eager (torch's fused form), native (C on a CPU), triton (two launches for all), reference, or apex or
     deepspeed (those packages' fused Adam: the host waits once an update, `scale` is a pass of its own). auto is triton
     on CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
-    Memory traffic at the least: 28 bytes per weight, 30 with a copy.
+    Memory traffic at the least: 28 bytes per weight, 30 with a copy, 2 less with 16-bit gradients.
     ValueError on any other shape, dtype, device or impl. Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
     if not weights:
@@ -80,10 +81,12 @@ def _check(
     counts = {**{name: len(tensors) for name, tensors in others.items()}, "steps": len(steps)}
     counts |= {} if copies is None else {"copies": len(copies)}
     want("adamw", set(counts.values()) == {N}, f"{N} tensors of each", str(counts), "one per weight")
+    dtypes = {x.dtype for x in others["gradients"]}
+    narrow = dtypes in ({torch.bfloat16}, {torch.float16})
     for name, tensors in (("weights", weights), *others.items(), ("copies", copies or weights)):
         for w, x in zip(weights, tensors, strict=True):
             holds = x.shape == w.shape and x.device == like.device and x.is_contiguous()
-            holds = holds and (name == "copies" or x.dtype == like.dtype)
+            holds = holds and (name == "copies" or x.dtype == like.dtype or (name == "gradients" and narrow))
             facts = f"{x.dtype} {list(x.shape)} on {x.device}, strides {x.stride()}"
             want("adamw", holds, f"contiguous {name} {like.dtype} {list(w.shape)} on {like.device}", facts, "see adamw")
     for t in steps:

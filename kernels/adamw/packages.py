@@ -43,11 +43,12 @@ def adamw(
     done, *counts = torch.stack([skipped, *steps]).tolist()
     if done != 0:
         return
-    torch._foreach_mul_(list(gradients), scale)
+    scaled = [g.float() for g in gradients]  # the same tensors where they are fp32
+    torch._foreach_mul_(scaled, scale)
     rate = float(lr)
     for count in dict.fromkeys(counts):
         chosen = [index for index, found in enumerate(counts) if found == count]
-        groups = [[tensors[index] for index in chosen] for tensors in (weights, gradients, first, second)]
+        groups = [[tensors[index] for index in chosen] for tensors in (weights, scaled, first, second)]
         _step(impl, groups, int(count), lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
     torch._foreach_add_(list(steps), 1.0)
     if copies is not None:

@@ -23,7 +23,7 @@ def adamw(
     """In place, tensor by tensor. Float64 for the truth."""
     live = skipped == 0
     for index, (w, g, m, v, t) in enumerate(zip(weights, gradients, first, second, steps, strict=True)):
-        g = g * scale.to(g.dtype)
+        g = g.to(w.dtype) * scale.to(w.dtype)
         count = t + 1
         m_new = betas[0] * m + (1 - betas[0]) * g
         v_new = betas[1] * v + (1 - betas[1]) * g.square()

@@ -26,7 +26,7 @@ STEP = 4  # column of the table
 def _update(w, g, m, v, copy, n, size, scale, decay, step_size, root, rest1, beta2, rest2, eps, FULL: tl.constexpr):
     """FULL: all of n is inside; without a mask that the compiler knows nothing about, loads are wide."""
     inside = None if FULL else n < size
-    d = tl.load(g + n, mask=inside) * scale
+    d = tl.load(g + n, mask=inside).to(tl.float32) * scale
     first = tl.load(m + n, mask=inside)
     second = tl.load(v + n, mask=inside)
     weight = tl.load(w + n, mask=inside)
@@ -65,11 +65,11 @@ def factors_kernel(
 @triton.jit
 def update_kernel(
     table, factors, places, scale, skipped, rest1, beta2, rest2, eps,
-    BLOCK: tl.constexpr, COPY: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr, COPY: tl.constexpr, GRADIENT: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """table int64 [N, 7]: addresses of weight, gradient, m, v, step, copy, and the size; places int32 [P, 2].
 
-    COPY: the element type of the copies, or None.
+    COPY: the element type of the copies, or None. GRADIENT: that of the gradients.
     """
     if tl.load(skipped) == 0.0:
         tensor = tl.load(places + 2 * tl.program_id(0))
@@ -77,7 +77,7 @@ def update_kernel(
         row = table + 7 * tensor
         size = tl.load(row + 6)
         w = tl.load(row).to(tl.pointer_type(tl.float32))
-        g = tl.load(row + 1).to(tl.pointer_type(tl.float32))
+        g = tl.load(row + 1).to(tl.pointer_type(GRADIENT))
         m = tl.load(row + 2).to(tl.pointer_type(tl.float32))
         v = tl.load(row + 3).to(tl.pointer_type(tl.float32))
         copy = None
@@ -108,7 +108,7 @@ def _tables(rows: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[Te
     return made[0].to(device, non_blocking=True), made[1].to(device, non_blocking=True)
 
 
-COPY_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def adamw(
@@ -142,5 +142,6 @@ def adamw(
     launch(
         update_kernel, like, len(places),
         table, factors, places, scale, skipped, 1 - betas[0], betas[1], 1 - betas[1], eps,
-        num_warps=NUM_WARPS, BLOCK=BLOCK, COPY=None if copies is None else COPY_TYPES[copies[0].dtype], ALIGNED=aligned,
+        num_warps=NUM_WARPS, BLOCK=BLOCK, COPY=None if copies is None else TYPES[copies[0].dtype],
+        GRADIENT=TYPES[gradients[0].dtype], ALIGNED=aligned,
     )  # fmt: skip

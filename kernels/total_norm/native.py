@@ -1,4 +1,4 @@
-"""The norm in C: one call for all tensors, contiguous fp32 on a CPU."""
+"""The norm in C: one call for all tensors, contiguous fp32 or bf16 on a CPU."""
 
 import ctypes
 import math
@@ -27,5 +27,6 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     addresses = (ctypes.c_void_p * len(held))(*[x.data_ptr() for x in held])
     sizes = (ctypes.c_int64 * len(held))(*[x.numel() for x in held])
     partial = (ctypes.c_double * library.square_sum_blocks(sizes, N))()
-    square = library.square_sum(addresses, sizes, N, partial, ctypes.c_int(torch.get_num_threads()))
+    half, threads = ctypes.c_int(held[0].dtype == torch.bfloat16), ctypes.c_int(torch.get_num_threads())
+    square = library.square_sum(addresses, sizes, N, half, partial, threads)
     return torch.tensor(math.sqrt(square), dtype=torch.float64)

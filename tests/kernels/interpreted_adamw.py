@@ -12,6 +12,10 @@ def test_error_is_within_budget_and_a_skipped_update_changes_nothing(skip):
     updates.assert_the_definition("triton", "eager", skip)
 
 
+def test_narrow_gradients_are_converted_as_they_are_read():
+    updates.assert_the_definition("triton", "eager", skip=2, arriving=torch.float16)
+
+
 def test_the_host_does_not_wait():
     updates.assert_the_host_does_not_wait("triton")
 

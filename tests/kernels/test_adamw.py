@@ -30,6 +30,16 @@ def test_error_is_within_budget_and_a_skipped_update_changes_nothing(impl, skip)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("impl", ["reference", *FORMS])
+def test_narrow_gradients_are_converted_as_they_are_read(impl, dtype):
+    if impl == "native" and dtype == torch.float16:
+        with pytest.raises(ValueError, match=r"^adamw: want float32 or bfloat16 gradients, got torch.float16"):
+            updates.course(impl, arriving=dtype)
+        return
+    updates.assert_the_definition(impl, "eager", skip=2, arriving=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", ["reference", *FORMS])
 def test_copies_are_the_weights_rounded(impl, dtype):
     if impl == "native" and dtype == torch.float16:
         with pytest.raises(ValueError, match=r"^adamw: want bfloat16 copies, got torch.float16"):
@@ -81,6 +91,7 @@ W = torch.ones(2, 3)
     [
         (call([W], gradients=[]), "want 1 tensors of each, got .*'gradients': 0"),
         (call([W], gradients=[W.T.contiguous().T]), r"want contiguous gradients torch.float32 \[2, 3\]"),
+        (call([W, W], gradients=[W, W.bfloat16()]), "want contiguous gradients torch.float32"),
         (call([W], first=[W.double()]), r"want contiguous first torch.float32 \[2, 3\] on cpu, got torch.float64"),
         (call([W], steps=[torch.zeros(1)]), r"want steps float32 \[\] on cpu"),
         (call([W], scale=torch.ones(1)), r"want scale float32 \[\] on cpu"),

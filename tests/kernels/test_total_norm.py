@@ -25,6 +25,13 @@ def test_sums_are_fp64(impl, scale):
     torch.testing.assert_close(total_norm(tensors(scale), impl="reference"), flat.norm(), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("impl", ["auto", *FORMS])
+def test_bf16_is_converted_as_it_is_read(impl):
+    narrow = tensors(dtype=torch.bfloat16)
+    truth = torch.cat([x.double().flatten() for x in narrow]).norm()
+    torch.testing.assert_close(total_norm(narrow, impl=impl), truth, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("impl", FORMS)
 def test_every_element_counts_once_wherever_it_lies(impl):
     for shape in [(1 << 14) - 1, 1 << 14, 2 * (1 << 14) + 31]:
@@ -60,9 +67,9 @@ def test_what_is_not_finite_shows(impl, bad):
     assert not total_norm([torch.ones(3), x], impl=impl).isfinite()
 
 
-def test_nothing_has_norm_zero_and_16_bits_take_torchs_form():
+def test_nothing_has_norm_zero_and_fp16_takes_torchs_form():
     assert total_norm([torch.empty(0), torch.empty(3, 0)]) == 0
-    half = [torch.full((100,), 0.5, dtype=torch.bfloat16)]
+    half = [torch.full((100,), 0.5, dtype=torch.float16)]
     assert total_norm(half) == 5.0
 
 
@@ -72,7 +79,7 @@ def test_nothing_has_norm_zero_and_16_bits_take_torchs_form():
         ([], {}, "want tensors, got none"),
         ([torch.ones(2), torch.ones(2).double()], {}, "want torch.float32 on cpu throughout, got torch.float64"),
         ([torch.ones(2, dtype=torch.int64)], {"impl": "eager"}, "want a floating tensor, got torch.int64"),
-        ([torch.ones(2).bfloat16()], {"impl": "native"}, "want float32 with impl='native'"),
+        ([torch.ones(2).half()], {"impl": "native"}, "want a CPU tensor of float32 or bfloat16 with impl='native'"),
         ([torch.ones(2)], {"impl": "fast"}, "want impl in"),
         ([torch.ones(2)], {"impl": "triton"}, "want impl in"),
     ],

@@ -113,8 +113,9 @@ def _losses() -> Iterator[Shipped]:
 def _adamws() -> Iterator[Shipped]:
     from hotplate.kernels.adamw import streaming
 
-    for name, copy in (("alone", None), ("copy", tl.bfloat16)):
-        made = constants(BLOCK=streaming.BLOCK, COPY=copy, ALIGNED=True)
+    kinds = {"alone": (None, tl.float32), "copy": (tl.bfloat16, tl.float32), "narrow": (tl.bfloat16, tl.bfloat16)}
+    for name, (copy, gradient) in kinds.items():
+        made = constants(BLOCK=streaming.BLOCK, COPY=copy, GRADIENT=gradient, ALIGNED=True)
         yield Shipped("adamw", "update_kernel", name, made, streaming.NUM_WARPS)
 
 

@@ -153,6 +153,37 @@ def test_bf16_weights_follow_fp32_through_their_master_copy() -> None:
         assert curves[precision][-1] < 0.8 * curves[precision][0]
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_updates_only_gradient_stays_in_bf16_and_changes_no_bit(kind: str) -> None:
+    batch = random_batch(CONFIG, 8, 16, CPU)
+    ends = []
+    for gathered in (False, True):
+        model, optimizer, _ = make(precision="bf16", kind=kind)
+        (model(batch).loss_sum / 128).backward()
+        optimizer.gather(last=not gathered)
+        dtype = torch.float32 if gathered else torch.bfloat16
+        assert {gradient.dtype for gradient in optimizer.gradients().values()} == {dtype}
+        norm, _ = optimizer.step(1e-2, torch.ones(()))
+        assert not optimizer.gradients()
+        ends.append([norm, *optimizer.weights().values(), *(p.detach() for p in model.parameters())])
+    for a, b in zip(*ends, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradients_of_several_micro_batches_are_added_in_fp32() -> None:
+    batch = random_batch(CONFIG, 8, 16, CPU)
+    model, optimizer, _ = make(precision="bf16")
+    expected = {}
+    for part, last in zip(slices(batch, 2), (False, True), strict=True):
+        model(part).loss_sum.backward()
+        for name, p in model.named_parameters():
+            expected[name] = expected.get(name, 0.0) + p.grad.float()
+        optimizer.gather(last)
+    found = optimizer.gradients()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_state_is_carried_between_updates_and_cut_from_the_graph() -> None:
     batch = random_batch(RECURRENT, 4, 16, CPU)
     model, _, step = make(RECURRENT, rows=4)

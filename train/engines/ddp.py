@@ -22,6 +22,9 @@ class LateExchange(Optimizer):
     """Averages gradients over ranks as it makes an update, when all of them have theirs: a rank that runs out of memory
     in a backward pass leaves no other waiting in its own."""
 
+    def gather(self, last: bool) -> None:
+        super().gather(False)  # sums over ranks are fp32
+
     def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:
         gradients = list(self.gradients().values())
         for exchanged in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:

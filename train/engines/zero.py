@@ -154,7 +154,7 @@ class ZeroUpdates:
     def __init__(self, engine: Any, zero: Any, adam: torch.optim.AdamW, config: OptimizerConfig) -> None:
         self._engine, self._zero, self._adam, self._config = engine, zero, adam, config
 
-    def gather(self) -> None:
+    def gather(self, last: bool) -> None:
         """DeepSpeed keeps gradients itself."""
 
     def step(self, lr: float, scale: Tensor, veto: Tensor | None = None) -> tuple[Tensor, Tensor]:
