@@ -47,11 +47,11 @@ class Shares:
 
 def _norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
     """The norm over all elements, []."""
-    kinds = [[g for g in gradients if g.dtype == dtype] for dtype in dict.fromkeys(g.dtype for g in gradients)]
-    norms = [total_norm(kind) for kind in kinds]
-    if len(norms) > 1:
-        return torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
-    return norms[0] if norms else torch.zeros((), device=device)
+    if len({g.dtype for g in gradients}) > 1:
+        narrow = [g.dtype != torch.float32 for g in gradients]
+        kinds = [[g for g, held in zip(gradients, narrow, strict=True) if held is kind] for kind in (True, False)]
+        return torch.linalg.vector_norm(torch.stack([total_norm(kind).double() for kind in kinds]))
+    return total_norm(gradients) if gradients else torch.zeros((), device=device)
 
 
 def owners(shapes: Mapping[str, Sequence[int]], ranks: int) -> dict[str, int]:

@@ -22,8 +22,9 @@ def adamw(
     skipped: Tensor,
 ) -> None:
     """See op.py."""
-    wide = [g.to(w.dtype) for g, w in zip(gradients, weights, strict=True)]
-    tensors = [list(x) for x in (weights, wide, first, second, (), steps)]
+    if gradients[0].dtype != weights[0].dtype:
+        gradients = [g.to(weights[0].dtype) for g in gradients]
+    tensors = [list(x) for x in (weights, gradients, first, second, (), steps)]
     torch._foreach_add_(tensors[-1], 1.0)
     torch._fused_adamw_(
         *tensors,

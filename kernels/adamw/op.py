@@ -13,6 +13,7 @@ from hotplate.kernels.adamw import packages
 from hotplate.kernels.checks import want
 from hotplate.kernels.launch import IMPLS, choose_impl
 
+NARROW = (torch.bfloat16, torch.float16)
 FORMS = {"triton": "streaming"}  # modules that are not called as their impl is
 
 
@@ -81,14 +82,14 @@ def _check(
     counts = {**{name: len(tensors) for name, tensors in others.items()}, "steps": len(steps)}
     counts |= {} if copies is None else {"copies": len(copies)}
     want("adamw", set(counts.values()) == {N}, f"{N} tensors of each", str(counts), "one per weight")
-    dtypes = {x.dtype for x in others["gradients"]}
-    narrow = dtypes in ({torch.bfloat16}, {torch.float16})
+    arriving = others["gradients"][0].dtype
     for name, tensors in (("weights", weights), *others.items(), ("copies", copies or weights)):
+        wanted = arriving if name == "gradients" and arriving in NARROW else like.dtype
         for w, x in zip(weights, tensors, strict=True):
             holds = x.shape == w.shape and x.device == like.device and x.is_contiguous()
-            holds = holds and (name == "copies" or x.dtype == like.dtype or (name == "gradients" and narrow))
+            holds = holds and (name == "copies" or x.dtype == wanted)
             facts = f"{x.dtype} {list(x.shape)} on {x.device}, strides {x.stride()}"
-            want("adamw", holds, f"contiguous {name} {like.dtype} {list(w.shape)} on {like.device}", facts, "see adamw")
+            want("adamw", holds, f"contiguous {name} {wanted} {list(w.shape)} on {like.device}", facts, "see adamw")
     for t in steps:
         holds = t.ndim == 0 and t.dtype == torch.float32 and t.device == like.device
         want("adamw", holds, f"steps float32 [] on {like.device}", f"{t.dtype} {list(t.shape)} on {t.device}", "count")

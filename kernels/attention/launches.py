@@ -125,7 +125,7 @@ def _walk(
         listed = tiles[lists.BLOCKS.index(cut.own)]
     else:  # fp32 with wide heads alone: a list that every layout had would cost all others its launches
         axis = "k" if name == "keys" else "q"
-        listed = lists.tile_list(others[f"edges_{axis}"], tensors[axis].shape[0], cut.own)
+        listed = lists.tile_lists(others[f"edges_{axis}"], tensors[axis].shape[0], [cut.own])[0]
     rows = {operand: cut.step if operand in walked else cut.own for operand in tensors}
     blocks = {operand: _descriptor(x, rows[operand]) for operand, x in tensors.items() if described}
     heads, own, step = ("Hkv", "N", "M") if name == "keys" else ("H", "M", "N")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import want
+from hotplate.kernels.launch import interpreting
 
 BLOCKS = (64, 128)  # a list per number of positions that a program owns in most configurations
 
@@ -29,7 +30,7 @@ class Layout:
     cu_seqlens: Tensor | None  # int32 [N + 1] as given; None: a row is one document
     edges_q: Tensor  # int32 [E + 1] over the flattened B T queries, E = N + B
     edges_k: Tensor  # int32 [E + 1] over the flattened B S keys; edges_q itself where S = T
-    tiles_q: tuple[Tensor, ...]  # per size of BLOCKS int32 [P, 2]: document, block within it
+    tiles_q: tuple[Tensor, ...]  # per size of BLOCKS int32 [P, 2]: document, block within it; none on a CPU
     tiles_k: tuple[Tensor, ...]  # tiles_q itself where S = T
 
 
@@ -38,17 +39,24 @@ def most_tiles(positions: int, documents: int, block: int) -> int:
     return min(positions, (positions + documents * (block - 1)) // block)
 
 
-def tile_list(edges: Tensor, positions: int, block: int) -> Tensor:
+@torch.library.custom_op("hotplate::attention_tiles", mutates_args=())
+def listed(edges: Tensor, positions: int, block: int) -> Tensor:
     """int32 [P, 2] of (document, block within it): the blocks deepest in their document first, then (-1, -1)."""
-    E = edges.shape[0] - 1
-    counts = (edges.diff() + (block - 1)) // block
-    ends = counts.cumsum(0)
-    slot = torch.arange(most_tiles(positions, E, block), device=edges.device)
-    document = torch.searchsorted(ends, slot, right=True)
-    there = document < E
-    depth = torch.where(there, slot - (ends - counts)[document.clamp(max=E - 1)], -1)
-    depth, order = depth.sort(descending=True, stable=True)
-    return torch.stack([torch.where(there, document, -1)[order], depth], dim=-1).to(torch.int32)
+    from hotplate.kernels.attention import kernel_tiles
+
+    return kernel_tiles.list_tiles(edges, most_tiles(positions, edges.shape[0] - 1, block), block)
+
+
+@listed.register_fake
+def _(edges: Tensor, positions: int, block: int) -> Tensor:
+    return edges.new_empty(most_tiles(positions, edges.shape[0] - 1, block), 2)
+
+
+def tile_lists(edges: Tensor, positions: int, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+    """A list for each size of blocks; none on a CPU, whose kernels need none, but in Triton's interpreter."""
+    if edges.device.type == "cpu" and not interpreting():
+        return ()
+    return tuple(listed(edges, positions, block) for block in blocks)
 
 
 def want_documents(cu_seqlens: Tensor, B: int, T: int, S: int, device: torch.device) -> None:
@@ -84,11 +92,10 @@ def layout(
     S: int | None = None,
     *,
     device: torch.device | None = None,
-    blocks: Sequence[int] | None = None,
 ) -> Layout:
     """Of B rows of T queries and S keys (None: S = T). cu_seqlens as `attention` takes it; it needs S = T.
 
-    Some twenty small operations on the device, without a wait: make it once per batch. ValueError as `attention`.
+    Some ten small operations on the device, without a wait: make it once per batch. ValueError as `attention`.
     """
     S = T if S is None else S
     if cu_seqlens is not None:
@@ -97,7 +104,6 @@ def layout(
     rows = _row_edges(B, T, device or torch.device("cpu"))
     edges = rows if cu_seqlens is None else torch.cat([cu_seqlens, rows[1:]]).sort().values
     keys = edges if S == T else _row_edges(B, S, edges.device)
-    blocks = BLOCKS if blocks is None else blocks
-    tiles = tuple(tile_list(edges, B * T, block) for block in blocks)
-    tiles_k = tiles if S == T else tuple(tile_list(keys, B * S, block) for block in blocks)
+    tiles = tile_lists(edges, B * T, BLOCKS)
+    tiles_k = tiles if S == T else tile_lists(keys, B * S, BLOCKS)
     return Layout(B, T, S, cu_seqlens, edges, keys, tiles, tiles_k)

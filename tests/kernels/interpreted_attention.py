@@ -204,6 +204,22 @@ def test_blocks_that_a_layout_has_no_list_of_are_listed_by_the_pass(monkeypatch)
         assert_bitwise("without a list", mine, other)
 
 
+@pytest.mark.parametrize("block", [32, *tiles.BLOCKS])
+@pytest.mark.parametrize("short", [0, 5, 300])
+def test_lists_hold_every_tile_once_with_the_deepest_first(block, short):
+    """Documents without a position, of one tile, of many; one program and several, documents at once and in turns."""
+    generator = torch.Generator().manual_seed(short)
+    some = torch.randint(0, 9, (short,), generator=generator).tolist()
+    lengths = [0, *some, 1000, 0, 64, 65, 128, 129, *some[::-1]]
+    edges = torch.tensor([0, *lengths]).cumsum(0)
+    edges = torch.cat([edges, edges[-1:].expand(5)]).int()
+    (found,) = tiles.tile_lists(edges, int(edges[-1]), [block])
+    every = [(n, depth) for n, length in enumerate(lengths) for depth in range(-(-length // block))]
+    want = sorted(every, key=lambda tile: -tile[1])
+    left = len(found) - len(want)
+    assert left >= 0 and found.tolist() == [list(tile) for tile in want] + [[-1, -1]] * left
+
+
 def test_the_operator_of_one_projection_keeps_its_promises_to_torch():
     qkv = torch.randn(6, 4, 16, requires_grad=True)
     at = layout(packing(0, 2, 6), 1, 6)

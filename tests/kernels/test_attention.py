@@ -4,7 +4,7 @@ from numerics import assert_bitwise, check
 from packings import FEATURES, PACKED, SHAPES, documents, inputs
 from torch.nn.functional import scaled_dot_product_attention
 
-from hotplate.kernels.attention import attention, layout, self_attention, tiles
+from hotplate.kernels.attention import attention, layout, self_attention
 from hotplate.kernels.attention.reference import visible
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -225,19 +225,6 @@ Q, KV = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 2, 8)
 def test_a_wrong_call_says_what_is_wanted(call, words):
     with pytest.raises(ValueError, match=f"^attention: .*{words}"):
         call()
-
-
-@pytest.mark.parametrize("block", tiles.BLOCKS)
-def test_tiles_cover_every_position_once_with_the_deepest_first(block):
-    lengths = torch.cat([torch.zeros(3), torch.randint(0, 9, (200,)), torch.tensor([1000, 0, 64, 65, 128, 129])]).int()
-    edges = torch.cat([torch.zeros(1), lengths.cumsum(0), lengths.sum().expand(5)]).int()
-    found = tiles.tile_list(edges, int(edges[-1]), block)
-    used = found[found[:, 0] >= 0].tolist()
-    assert len(used) == sum(-(-length // block) for length in lengths.tolist()) <= len(found)
-    assert len({tuple(tile) for tile in used}) == len(used), "a tile twice"
-    assert all(depth * block < edges.diff()[document] for document, depth in used)
-    depths = found[:, 1].tolist()
-    assert depths == sorted(depths, reverse=True) and depths[len(used) :] == [-1] * (len(found) - len(used))
 
 
 def test_a_layout_waits_for_nothing():

@@ -1,7 +1,8 @@
 """Machine code of attention's Triton kernels, as configurations.json cuts them, without a GPU.
 
-budgets/attention.json holds what each shipped configuration compiled to, by version of Triton: the rules below hold for
-every record, and a quick sample is compiled again and compared. To compile and record all with the installed Triton:
+budgets/attention.json holds what each shipped configuration compiled to, by version of Triton, attention_helpers.json
+the same of delta and of the list of tiles: the rules below hold for every record, and a quick sample is compiled again
+and compared. To compile and record all with the installed Triton:
 
     python tests/kernels/test_attention_compiled.py
 """
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 import pytest
 from recorded import assert_as_recorded, rebaseline, records
 
-from hotplate.kernels.attention import kernel_backward, kernel_forward, launches
+from hotplate.kernels.attention import kernel_backward, kernel_forward, kernel_tiles, launches
 from hotplate.kernels.compiled import Compiled, compile_kernel
 from hotplate.kernels.launch import power_of_2
 
-ROOM = "attention"
+ROOM, HELPERS = "attention", "attention_helpers"
 KERNELS = {
     "forward": kernel_forward.forward_kernel,
     "keys": kernel_backward.keys_kernel,
@@ -157,6 +158,57 @@ def record(this: Shipped) -> dict[str, int]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Helper:
+    """A kernel beside the passes; K: delta's head width, 0 for the list of tiles."""
+
+    arch: int
+    K: int = 0
+
+    def __str__(self) -> str:
+        return f"delta-K{self.K}-bf16-sm{self.arch}" if self.K else f"list-sm{self.arch}"
+
+
+def helpers() -> list[Helper]:
+    return [Helper(arch=arch, K=K) for arch in (80, 90, 100) for K in (0, 32, 64, 128, 256)]
+
+
+def record_helper(this: Helper) -> dict[str, int]:
+    if this.K:
+        kernel, warps = kernel_backward.delta_kernel, launches.DELTA_WARPS
+        constants = {"R": launches.DELTA_ROWS, "K": this.K, "KP": this.K, "dlse": None}
+        pointers = {"out": "*bf16", "dout": "*bf16", "lse": "*fp32", "pairs": "*fp32"}
+    else:
+        kernel, warps = kernel_tiles.list_kernel, kernel_tiles.WARPS
+        constants = {"D": kernel_tiles.LISTED, "N": kernel_tiles.DOCUMENTS}
+        pointers = {"edges": "*i32", "tiles": "*i32"}
+    signature = {name: pointers.get(name, "i32") for name in kernel.arg_names if name not in constants}
+    aligned = [*pointers, *(n for n in signature if n.startswith("dout_"))]
+    code = compile_kernel(kernel, signature, constants, this.arch, num_warps=warps, divisible_by_16=aligned)
+    return {
+        "registers": code.registers,
+        "stack_bytes": code.stack_bytes,
+        "shared_bytes": code.shared_bytes,
+        "wide_loads": code.count("LDG.E.128"),
+        "instructions": code.instructions,
+    }
+
+
+@pytest.mark.parametrize("this", [Helper(arch=90), Helper(arch=90, K=64)], ids=str)
+def test_helpers_are_what_the_budget_says(this):
+    assert_as_recorded(HELPERS, this, record_helper)
+
+
+def test_helpers_spill_nothing_and_delta_loads_whole_rows():
+    bodies = records(HELPERS)
+    assert sorted(bodies) == sorted(map(str, helpers()))
+    for name, versions in bodies.items():
+        assert sorted(versions) == ["3.6.0", "3.9.0"]
+        for found in versions.values():
+            assert found["stack_bytes"] <= STACK_BYTES and found["registers"] <= 128
+            assert (found["wide_loads"] > 0) == name.startswith("delta")
+
+
 @pytest.mark.parametrize("this", SAMPLE, ids=str)
 def test_machine_code_is_what_the_budget_says(this):
     assert_as_recorded(ROOM, this, record)
@@ -191,4 +243,5 @@ def test_every_configuration_has_a_record():
 
 
 if __name__ == "__main__":
+    rebaseline(HELPERS, helpers(), record_helper)
     rebaseline(ROOM, shipped(), record)

@@ -12,6 +12,7 @@ from hotplate.train.config import OptimizerConfig
 from hotplate.train.errors import InputError
 from hotplate.train.optimizer import Optimizer
 from hotplate.train.ranks import Ranks
+from hotplate.train.shares import Shares
 from hotplate.train.step import Step
 from hotplate.train.throughput import random_batch
 
@@ -168,6 +169,12 @@ def test_an_updates_only_gradient_stays_in_bf16_and_changes_no_bit(kind: str) ->
         ends.append([norm, *optimizer.weights().values(), *(p.detach() for p in model.parameters())])
     for a, b in zip(*ends, strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_norm_is_over_gradients_of_both_dtypes() -> None:
+    """A weight that the last micro-batch alone uses has a gradient in bf16 beside others in fp32."""
+    norm = Shares().norm([torch.full((9,), 2.0).bfloat16(), torch.full((4,), 4.0)], CPU)
+    assert norm.dtype == torch.float32 and norm == 10.0
 
 
 def test_gradients_of_several_micro_batches_are_added_in_fp32() -> None:
