@@ -55,8 +55,10 @@ class Products:
             self._mm(dlogits.T, x, total)
         elif self.device == "cpu":
             multiply(dlogits.T.to(self.operand), x, total, add=True)
+        elif self.mixed:
+            torch.addmm(total, dlogits.T, x, out_dtype=self.wide, out=total)
         else:
-            total += self._mm(dlogits.T, x)
+            total.addmm_(dlogits.T, x)
 
 
 def _buffer(products: Products, x: Tensor, V: int, chunk_bytes: int) -> Tensor:

@@ -47,12 +47,19 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.save_for_backward(*output[1:])
 
 
+def _scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient * upstream, rounded as it is written. (torch derives nothing of what is written to a given place.)"""
+    if torch.is_grad_enabled() or gradient.dtype == dtype:
+        return torch.mul(gradient, upstream).to(dtype)
+    return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
+
+
 def _rescale(ctx: Any, upstream: Tensor | None, *second: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradient exists but for one factor."""
     if any(gradient is not None for gradient in second):
         raise RuntimeError("linear_cross_entropy: its gradient has no derivative; use impl='reference'")
     found = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
-    gradients = [None if upstream is None or not needed else torch.mul(d, upstream).to(t) for d, t, needed in found]
+    gradients = [None if upstream is None or not needed else _scaled(d, upstream, t) for d, t, needed in found]
     return *gradients, *[None] * 11
 
 
