@@ -1,5 +1,6 @@
 """A residual block: x + mixer(norm(x)), then x + mlp(norm(x)); or both at once.
 
+The last sum of a block is made by the first norm of the next, which reads both terms anyway.
 Letters: B rows, T steps, D width, F hidden features of the MLP.
 """
 
@@ -41,10 +42,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.parallel = config.parallel
 
-    def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
-        """x [B, T, D] -> the same shape, and the layer's next state."""
-        update, state = self.mixer(self.mixer_norm(x), rows, state)
+    def forward(
+        self, x: Tensor, update: Tensor | None, rows: Rows, state: LayerState
+    ) -> tuple[Tensor, Tensor, LayerState]:
+        """x [B, T, D] and what is still to be added to it, None = nothing -> both after the block, and the layer's next
+        state."""
+        normed, x = (self.mixer_norm(x), x) if update is None else self.mixer_norm.add(x, update)
+        update, state = self.mixer(normed, rows, state)
         if self.parallel:
-            return x + update + self.mlp(self.mlp_norm(x)), state
+            return x, update + self.mlp(self.mlp_norm(x)), state
         normed, x = self.mlp_norm.add(x, update)
-        return x + self.mlp(normed), state
+        return x, self.mlp(normed), state

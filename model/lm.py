@@ -22,7 +22,7 @@ from hotplate.model.config import ModelConfig
 from hotplate.model.init import initialise
 from hotplate.model.norm import Norm
 from hotplate.model.rows import Forks, Rows
-from hotplate.model.state import State
+from hotplate.model.state import LayerState, State
 
 
 class Output(NamedTuple):
@@ -156,17 +156,22 @@ class LanguageModel(nn.Module):
             rows = replace(rows, rotation=turned)
         if state is None:
             state = self.initial_state(tokens.shape[0])
-        layers = []
+        layers: list[LayerState] = []
+        update = None  # what is still to be added to x
         training = torch.is_grad_enabled()
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             if self.recompute and training:
-                x, layer = checkpoint(block, x, rows, layer, use_reentrant=False, preserve_rng_state=False)
+                x, update, layer = checkpoint(
+                    block, x, None, rows, layer, use_reentrant=False, preserve_rng_state=False
+                )
+                x, update = x + update, None  # or two tensors would be kept for every block
             elif self.compiled and not training:  # scoring and sampling see many shapes: as it is written
-                x, layer = block.forward(x, rows, layer)
+                x, update, layer = block.forward(x, update, rows, layer)
             else:
-                x, layer = block(x, rows, layer)
+                x, update, layer = block(x, update, rows, layer)
             layers.append(layer)
-        return self.norm(x), State(tuple(layers))
+        x = self.norm(x) if update is None else self.norm.add(x, update)[0]
+        return x, State(tuple(layers))
 
     def logits(self, x: Tensor) -> Tensor:
         """Features [..., D] -> logits [..., V]."""

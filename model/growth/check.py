@@ -107,7 +107,7 @@ def _forward(
     model.load_state_dict({name: x.to(dtype) for name, x in weights.items()})
     outputs: list[Tensor] = []
     for block in model.blocks:
-        block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output[0].double()))
+        block.register_forward_hook(lambda _module, _inputs, output: outputs.append((output[0] + output[1]).double()))
     zeros = torch.zeros(tokens.shape, dtype=torch.int32)
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     batch = Batch(tokens, tokens, torch.ones(tokens.shape), positions, zeros)
