@@ -76,8 +76,9 @@ def case_is_right(case: Case, dtype: torch.dtype, impl: str) -> bool:
     return report(label, found, again, truth, BOUNDS[dtype])
 
 
-def adamw_is_right(copied: bool, options: Options) -> bool:
-    """Four updates of tensors of odd sizes and places, the second of them skipped."""
+def adamw_is_right(copied: bool, arriving: torch.dtype | None, options: Options) -> bool:
+    """Four updates of tensors of odd sizes and places, the second of them skipped. Gradients of dtype `arriving`; None:
+    of the weights'."""
     sizes = ((1,), (7, 33), (2048,), (3, 5000)) + (() if options.quick else ((768, 3072), (4097, 513)))
     device, state = options.device, {}
     initial = [torch.randn(size, device=device) for size in sizes]
@@ -93,13 +94,14 @@ def adamw_is_right(copied: bool, options: Options) -> bool:
         copies = [w.bfloat16() for w in weights] if copied else None
         for index, gradient in enumerate(gradients):
             adamw(
-                weights, [g.to(dtype, copy=True) for g in gradient], first, second, steps, copies=copies, impl=impl,
-                lr=1e-2, weight_decay=0.1, scale=torch.tensor(0.5, device=device),
+                weights, [g.to(arriving or dtype, copy=True) for g in gradient], first, second, steps, copies=copies,
+                impl=impl, lr=1e-2, weight_decay=0.1, scale=torch.tensor(0.5, device=device),
                 skipped=torch.tensor(float(index == 1), device=device),
             )  # fmt: skip
         state[name] = [*weights, *first, *second, *steps, *(copies or [])]
     bound = BOUNDS[torch.bfloat16 if copied else torch.float32]
-    return report(f"adamw {'with copies' if copied else ''}", state["found"], state["again"], state["truth"], bound)
+    label = f"adamw {'with copies ' if copied else ''}{dtype_name(arriving) if arriving else ''}"
+    return report(label, state["found"], state["again"], state["truth"], bound)
 
 
 def orthogonal_is_right(shape: tuple[int, ...], dtype: torch.dtype, options: Options) -> bool:
@@ -121,7 +123,8 @@ def main(arguments: Sequence[str]) -> int:
         right += [case_is_right(case, dtype, options.impl) for case in cases(options.quick, dtype, options.device)]
         if options.impl in ORTHOGONAL_IMPLS:
             right += [orthogonal_is_right(shape, dtype, options) for shape in matrices(options.quick)]
-    right += [adamw_is_right(copied, options) for copied in (False, True)]
+    for copied, arriving in ((False, None), (True, None), (True, torch.bfloat16)):
+        right.append(adamw_is_right(copied, arriving, options))
     wrong = right.count(False)
     print(f"{wrong} wrong", flush=True)
     return 1 if wrong else 0

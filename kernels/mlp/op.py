@@ -3,6 +3,7 @@
 Letters: M rows, F features.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,8 +27,8 @@ def activation(x: Tensor, kind: str, *, impl: str = "auto") -> Tensor:
     x bf16|fp16|fp32|fp64, any strides. Returns [..., F] in the dtype of x; arithmetic in fp32 (fp64 for fp64), rounded
     once. The gradient is computed from x alone: nothing else is kept for it.
     impl: auto, eager (torch's own), native (C on a CPU; fp32, bf16), triton (fp32, bf16, fp16) or reference. auto is
-    triton on CUDA, native on a CPU where a C compiler is found, else eager; gelu_erf and relu have torch's form only,
-    which is one pass. A name never falls back.
+    triton on CUDA, but eager within torch.compile there, native on a CPU where a C compiler is found, else eager;
+    gelu_erf and relu have torch's form only, which is one pass. A name never falls back.
     Memory traffic at the least, in values per element of the result: swiglu 3 forward and 5 backward, else 2 and 3.
     ValueError on any other kind, shape, dtype, device or impl. Sources: Shazeer 2020, arXiv 2002.05202 (SwiGLU);
     Hendrycks and Gimpel 2016, arXiv 1606.08415; So et al. 2021, arXiv 2109.08668 (squared ReLU).
@@ -37,6 +38,8 @@ def activation(x: Tensor, kind: str, *, impl: str = "auto") -> Tensor:
         known = ("auto", "eager", "reference")
         want("mlp", impl in known, f"impl in {known} for {kind}", repr(impl), "torch does it in one pass")
         impl = "reference" if impl == "reference" else "eager"
+    if impl == "auto" and x.is_cuda and torch.compiler.is_compiling():
+        impl = "eager"  # the compiler makes one pass of it, and in it the bias's gradient
     impl = choose_impl("mlp", impl, x)
     want_float("mlp", "x", x)
     gated = kind == "swiglu"
