@@ -55,8 +55,8 @@ class Products:
             self._mm(dlogits.T, x, total)
         elif self.device == "cpu":
             multiply(dlogits.T.to(self.operand), x, total, add=True)
-        elif self.mixed:
-            torch.addmm(total, dlogits.T, x, out_dtype=self.wide, out=total)
+        elif self.mixed:  # not added within the product: torch 2.11 has no shapes for torch.addmm with out_dtype
+            total += self._mm(dlogits.T, x)
         else:
             total.addmm_(dlogits.T, x)
 
