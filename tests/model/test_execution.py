@@ -28,8 +28,10 @@ def test_recomputation_changes_rounding_alone_and_keeps_less(name: str) -> None:
     before = kept()
     model.execute(recompute=True)
     found = loss_and_gradients(model)
-    for mine, other in zip(found, expected, strict=True):  # a block's last sum is made without the norm that follows
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    # A block's last sum is made apart then: only where C makes it together with the norm that follows, bits may differ.
+    together = {"rtol": 1e-5, "atol": 1e-6} if TINY[name].norm == "rmsnorm" else {"rtol": 0, "atol": 0}
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, **together)
     assert kept() < 0.8 * before
 
 
