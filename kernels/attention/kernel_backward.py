@@ -224,6 +224,8 @@ def queries_kernel(
             N, K, KP, DESCRIBED, WINDOW, SOFTCAP, True, PRECISION, FAST, SUMMING,
         )  # fmt: skip
         if SUMMING:
+            rows = tl.arange(M, 2 * M)
+            at, inside = wide * positions + row - M + rows, rows < left + M
             if dlse is not None:
                 acc -= tl.load(dlse + at, mask=inside, other=0.0)
             tl.store(pairs + 2 * at, lse_row, mask=inside)
