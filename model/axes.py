@@ -66,6 +66,13 @@ class Linear(nn.Linear):
         """x [..., inputs] -> [..., sum(blocks)]."""
         return linear(x, self.weight, self.bias)
 
+    def before(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and the bias if what comes next has to make its gradient (kernels/bias.py): on a GPU, where that
+        saves a pass."""
+        if self.bias is None or not x.is_cuda:
+            return self(x), None
+        return linear(x, self.weight, self.bias.detach()), self.bias
+
 
 class Embedding(nn.Embedding):
     """A look-up table that knows its axes: a map from one-hot rows to features."""

@@ -28,7 +28,8 @@ class MLP(nn.Module):
         self.down = Linear("ffn", config.ffn, "residual", (config.width,), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(activation(self.up(x), self.kind, impl=self.impl))
+        x, bias = self.up.before(x)
+        return self.down(activation(x, self.kind, bias, impl=self.impl))
 
 
 class Block(nn.Module):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hotplate.kernels.launch import power_of_2, wrap_triton
 from hotplate.kernels.norm import autograd
+from hotplate.kernels.sums import add_up
 
 STEP_VALUES = 1024  # of a program's step where rows are short: 8 per lane of four warps
-SUM_COLUMNS, SUM_STRIPES = 32, 128  # of a program that adds up parts: its four warps load 16 bytes per lane
 STRIPES = 512  # backward programs: a few per processor of any GPU; a guess, not measured on a GPU
 
 
@@ -81,23 +81,6 @@ def backward_kernel(
         tl.store(dbias + own, tl.sum(bias_sum, 0), mask=d < D)
 
 
-@triton.jit
-def sums_kernel(weight_parts, bias_parts, dweight, dbias, S, D, BS: tl.constexpr, BD: tl.constexpr):
-    """dweight [D], and dbias where it is not None, from parts [S, D] of stripes, rounded once."""
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
-    weight_sum, bias_sum = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
-    for first in range(0, S, BS):
-        stripe = first + tl.arange(0, BS)
-        inside = (stripe < S)[:, None] & (d < D)[None, :]
-        at = stripe[:, None] * D + d[None, :]
-        weight_sum += tl.sum(tl.load(weight_parts + at, mask=inside, other=0.0), 0)
-        if dbias is not None:
-            bias_sum += tl.sum(tl.load(bias_parts + at, mask=inside, other=0.0), 0)
-    tl.store(dweight + d, weight_sum.to(dweight.dtype.element_ty), mask=d < D)
-    if dbias is not None:
-        tl.store(dbias + d, bias_sum.to(dbias.dtype.element_ty), mask=d < D)
-
-
 def blocks(D: int) -> tuple[int, int, int]:
     """R, BD and warps: 8 values per lane, 16 of the longest rows: the backward keeps six blocks in registers."""
     BD = max(16, power_of_2(D))
@@ -135,9 +118,7 @@ def backward(
         wrap_triton(backward_kernel)[(S,)](
             dy, dtotal, total, weight, statistics, dx, weight_parts, bias_parts, M, D, S, R=R, BD=BD, num_warps=warps
         )
-    wrap_triton(sums_kernel)[(triton.cdiv(D, SUM_COLUMNS),)](
-        weight_parts, bias_parts, dweight, dbias, S, D, BS=SUM_STRIPES, BD=SUM_COLUMNS
-    )
+    add_up(weight_parts, dweight, bias_parts, dbias)
     return dx, dweight, dweight.new_empty(0) if dbias is None else dbias
 
 

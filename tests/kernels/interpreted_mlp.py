@@ -22,6 +22,18 @@ def test_error_is_within_budget(monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("rows", [(1,), (9,), (3, 5)], ids=str)
+def test_the_gradient_of_a_bias_is_the_sum_over_rows(monkeypatch, kind, rows):
+    """A few features of a program, 3 or 4 stripes of rows, or 1; the last block of features is not full."""
+    monkeypatch.setattr(streaming, "MOST_FEATURES", 32)
+    monkeypatch.setattr(streaming, "PROGRAMS", 8)
+    x, bias = 3 * torch.randn(*rows, 84), torch.randn(84)
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.to(dtype), bias.to(dtype)]
+        check(*(lambda x, b, impl=impl: activation(x, kind, b, impl=impl) for impl in ("triton", "reference")), inputs)
+
+
+@pytest.mark.parametrize("kind", FUSED)
 def test_a_nan_shows_and_runs_repeat(kind):
     x = torch.randn(3, 20)
     x[1, 2] = torch.nan
@@ -35,5 +47,7 @@ def test_a_nan_shows_and_runs_repeat(kind):
 def test_nothing_is_no_work_and_the_operator_keeps_its_promises_to_torch():
     assert activation(torch.zeros(0, 8), "swiglu", impl="triton").shape == (0, 4)
     torch.library.opcheck(
-        streaming.operator, (torch.randn(3, 8, requires_grad=True), "gelu"), test_utils=("test_schema",)
+        streaming.operator,
+        (torch.randn(3, 8, requires_grad=True), "gelu", torch.randn(8, requires_grad=True)),
+        test_utils=("test_schema",),
     )

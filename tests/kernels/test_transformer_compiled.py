@@ -25,7 +25,20 @@ import triton.language as tl
 from hotplate.kernels.compiled import ARCHS, Compiled, compile_kernel
 
 BUDGETS = Path(__file__).resolve().parent / "budgets"
-FP32 = ("statistics", "dweight", "dbias", "cosine", "sine", "dweights", "factors", "losses", "lse", "scale", "skipped")
+FP32 = (
+    "parts",
+    "statistics",
+    "dweight",
+    "dbias",
+    "cosine",
+    "sine",
+    "dweights",
+    "factors",
+    "losses",
+    "lse",
+    "scale",
+    "skipped",
+)
 INTEGERS = {"M": "i32", "D": "i32", "F": "i32", "S": "i32", "H": "i32", "G": "i32", "K": "i32", "C": "i32", "V": "i32"}
 NUMBERS = dict.fromkeys(("eps", "cap", "smoothing", "z", "rest1", "beta2", "rest2"), "fp32")
 OTHERS = {"targets": "*i64", "table": "*i64", "places": "*i32", "stride": "i32"}
@@ -74,8 +87,9 @@ def _mlps() -> Iterator[Shipped]:
 
     for kind in ("swiglu", "gelu", "relu2"):
         same = constants(KIND=kind, BF=streaming.MOST_FEATURES, FAST=True)
-        for kernel in ("forward_kernel", "backward_kernel"):
-            yield Shipped("mlp", kernel, kind, same, streaming.NUM_WARPS)
+        yield Shipped("mlp", "forward_kernel", kind, same, streaming.NUM_WARPS)
+        yield Shipped("mlp", "backward_kernel", kind, (*same, ("parts", None)), streaming.NUM_WARPS)
+        yield Shipped("mlp", "backward_kernel", f"{kind}-bias", same, streaming.NUM_WARPS)
 
 
 def _rotaries() -> Iterator[Shipped]:

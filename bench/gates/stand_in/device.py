@@ -26,7 +26,7 @@ SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}  # that a program may have
 MOST_PROGRAMS = (2**31 - 1, 65535, 65535)
 ALLOCATED = 1 << 32  # where every allocation pretends to lie: allocations are aligned to more than any kernel asks for
 
-Launched = Callable[[str, tuple[Any, ...]], None]  # kernel's name and arguments
+Launched = Callable[[str, Mapping[str, Any]], None]  # kernel's name, and its arguments by name
 
 
 listeners: list[Launched] = []  # hear of every Triton launch, after it was compiled and found to fit the device
@@ -127,7 +127,7 @@ class _Utilities:
 def _triton(capability: int) -> None:
     class Launcher:
         def __init__(self, source: Any, metadata: Any) -> None:
-            self.metadata = metadata
+            self.metadata, self.names = metadata, list(source.signature)
             if wide := sorted(name for name, kind in source.signature.items() if "fp64" in kind):
                 raise RuntimeError(f"stand-in GPU: {metadata.name}: {wide} are fp64, in which a GPU is slow")
 
@@ -140,7 +140,7 @@ def _triton(capability: int) -> None:
                     f"stand-in GPU: {self.metadata.name}: {x} x {y} x {z} programs, at most {MOST_PROGRAMS}"
                 )
             for listener in listeners:
-                listener(self.metadata.name, arguments)
+                listener(self.metadata.name, dict(zip(self.names, arguments, strict=True)))
 
     class Driver(DriverBase):
         launcher_cls = Launcher

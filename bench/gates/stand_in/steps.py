@@ -5,7 +5,7 @@ Real widths, batches and precision of a GPU run, two layers: more layers repeat 
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -33,11 +33,14 @@ GPU = torch.device("cuda", 0)
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "_addmm_activation")
 # Of torch's operations that are no views, those that start nothing on the device.
 NOTHING = ("_unsafe_view", "detach", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "set_")
-BY_COMPILER = "triton_"  # how names of torch.compile's kernels begin
+WRITERS = ("copy_", "fill_", "zero_")  # do not read what they change
+# How names begin of torch.compile's kernels, and of those of their operands that are read and written.
+BY_COMPILER, IN_PLACE = "triton_", "in_out_ptr"
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a GPU would start and the bytes of its operands, each operand once per launch."""
+    """Counts what a GPU would start and the bytes of its operands, each once per launch; twice those that torch's
+    operations or the compiler's kernels change in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,20 +63,24 @@ class Launches(TorchDispatchMode):
         if func.namespace == "hotplate" or name in NOTHING or func.is_view or not works:
             return result  # a hotplate operator's launches are its body's, which has this mode again
         self.moved += sum(x.nbytes for x in {id(x): x for x in operands + made}.values())
+        if name.endswith("_") and name not in WRITERS:
+            self.moved += sum(x.nbytes for x in self._on_device(args[0]))
         if name.rstrip("_") in PRODUCTS:
             self.products += 1
         else:
             self.counts["torch"][name] += 1
         return result
 
-    def launched(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def launched(self, name: str, arguments: Mapping[str, Any]) -> None:
         """Hears of a Triton launch. AdamW's operands lie behind a table of addresses: they are not among the bytes."""
         if name.startswith(BY_COMPILER):
             self.compiled += 1
         else:
             self.counts["triton"][name] += 1
-        tensors = [getattr(x, "base", x) for x in arguments]  # a descriptor's tensor
-        self.moved += sum(x.nbytes for x in tensors if isinstance(x, Tensor))
+        for operand, x in arguments.items():
+            tensor = getattr(x, "base", x)  # a descriptor's
+            if isinstance(tensor, Tensor):
+                self.moved += tensor.nbytes * (2 if operand.startswith(IN_PLACE) else 1)
 
     @staticmethod
     def _on_device(values: Any) -> list[Tensor]:
