@@ -27,6 +27,11 @@ def want_bias(room: str, name: str, bias: Tensor | None, x: Tensor, axes: int) -
     )
 
 
+def room_for(bias: Tensor | None, like: Tensor) -> Tensor:
+    """For the gradient of a bias, numbers side by side; empty without one: an operator of torch gives tensors."""
+    return like.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+
+
 class _Received(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotplate.kernels.launch import wrap_triton
+from hotplate.kernels.launch import launch, wrap_triton
 
 SUM_COLUMNS, SUM_STRIPES = 32, 128  # of a program: its four warps load 16 bytes per lane
 
@@ -29,9 +29,19 @@ def sums_kernel(parts, other_parts, result, other, S, D, BS: tl.constexpr, BD: t
         tl.store(other + d, other_total.to(other.dtype.element_ty), mask=d < D)
 
 
-def add_up(parts: Tensor, result: Tensor, other_parts: Tensor | None = None, other: Tensor | None = None) -> None:
-    """Fills result [D] with the sum of parts fp32 [S, D], and other with that of other_parts. For a triton_op."""
+def add_up(
+    parts: Tensor,
+    result: Tensor,
+    other_parts: Tensor | None = None,
+    other: Tensor | None = None,
+    *,
+    opaque: bool = False,
+) -> None:
+    """Fills result, of D numbers side by side, with the sum of parts fp32 [S, D], and other with that of other_parts.
+    opaque: in an operator that torch.compile does not look into; else in a triton_op."""
     S, D = parts.shape
-    wrap_triton(sums_kernel)[(triton.cdiv(D, SUM_COLUMNS),)](
-        parts, other_parts, result, other, S, D, BS=SUM_STRIPES, BD=SUM_COLUMNS
-    )
+    operands, programs = (parts, other_parts, result, other, S, D), triton.cdiv(D, SUM_COLUMNS)
+    if opaque:
+        launch(sums_kernel, parts, programs, *operands, num_warps=4, BS=SUM_STRIPES, BD=SUM_COLUMNS)
+    else:
+        wrap_triton(sums_kernel)[(programs,)](*operands, BS=SUM_STRIPES, BD=SUM_COLUMNS)

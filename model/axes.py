@@ -66,12 +66,15 @@ class Linear(nn.Linear):
         """x [..., inputs] -> [..., sum(blocks)]."""
         return linear(x, self.weight, self.bias)
 
-    def before(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same, and the bias if what comes next has to make its gradient (kernels/bias.py): on a GPU, where that
-        saves a pass."""
-        if self.bias is None or not x.is_cuda:
-            return self(x), None
-        return linear(x, self.weight, self.bias.detach()), self.bias
+    def before(self, x: Tensor, *shape: int) -> tuple[Tensor, Tensor | None]:
+        """The same, [..., *shape], and the bias [*shape] if what comes next has to make its gradient (kernels/bias.py):
+        on a GPU, where that saves a pass."""
+        left = self.bias is not None and x.is_cuda
+        y = linear(x, self.weight, self.bias.detach()) if left else self(x)
+        bias = self.bias if left else None
+        if not shape:
+            return y, bias
+        return y.unflatten(-1, shape), None if bias is None else bias.view(shape)
 
 
 class Embedding(nn.Embedding):

@@ -28,11 +28,13 @@ AUTO = {"cpu": "native", "cuda": "triton"}
 
 @dataclass(frozen=True)
 class Backend:
-    """reasons: why it cannot serve a problem (nothing: it can). attend: its result."""
+    """reasons: why it cannot serve a problem (nothing: it can). attend: its result. biased: whether its backward makes
+    the gradient of a call's bias, too."""
 
     reasons: Callable[[Problem], list[str]]
     attend: Callable[[Call], Result]
     distribution: str = "torch"
+    biased: bool = False
 
 
 def _none(problem: Problem) -> list[str]:
@@ -62,7 +64,7 @@ def _reference(call: Call) -> Result:
 
 
 BACKENDS = {
-    "triton": Backend(triton_reasons, registered.attention, "triton"),
+    "triton": Backend(triton_reasons, registered.attention, "triton", biased=True),
     "native": Backend(native.reasons, native.attention, "hotplate"),
     "flash": Backend(adapters.flash_reasons, adapters.flash, "flash-attn"),
     "fa3": Backend(adapters.fa3_reasons, adapters.fa3, "flash-attn-3"),

@@ -19,6 +19,7 @@ from hotplate.kernels.attention.walks import (
     queries_of,
     span,
     store_rows,
+    store_sum,
 )
 
 
@@ -101,11 +102,13 @@ def gather_keys(
 def keys_kernel(
     q, k, v, dout, dk, dv, pairs, edges_q, edges_k, tiles, positions, Hkv,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, result_row, scale, unit, bend, squeeze, window,
+    parts,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [keys, Hkv, K], rows result_row apart. q, k, v and dout are descriptors where DESCRIBED."""
+    """dk and dv [keys, Hkv, K], rows result_row apart. q, k, v and dout are descriptors where DESCRIBED. parts [tiles,
+    2, Hkv, K], sums of dk and dv over a tile's rows, may be None."""
     tile, group = tl.program_id(0) // Hkv, tl.program_id(0) % Hkv
     document = tl.load(tiles + 2 * tile)
     if document >= 0:
@@ -142,6 +145,12 @@ def keys_kernel(
         left, row_k = Lk - low, start_k + low
         store_rows(dk, dk_acc * scale, row_k, group * K, result_row, left, N, K, KP)
         store_rows(dv, dv_acc, row_k, group * K, result_row, left, N, K, KP)
+        if parts is not None:
+            store_sum(parts, tl.sum(dk_acc, 0) * scale, tile * 2 * Hkv + group, K, KP)
+            store_sum(parts, tl.sum(dv_acc, 0), tile * 2 * Hkv + Hkv + group, K, KP)
+    elif parts is not None:
+        store_sum(parts, tl.zeros([KP], tl.float32), tile * 2 * Hkv + group, K, KP)
+        store_sum(parts, tl.zeros([KP], tl.float32), tile * 2 * Hkv + Hkv + group, K, KP)
 
 
 @triton.jit
@@ -177,12 +186,13 @@ def gather_queries(
 def queries_kernel(
     q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, result_row, scale, unit, bend, squeeze, window,
+    parts,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
     """dq [positions, H, K], rows result_row apart; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. Operands are
-    as in forward_kernel.
+    as in forward_kernel. parts [tiles, H, K], sums of dq over a tile's rows, may be None.
 
     fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
     other products in another order, does not. dlse may be None.
@@ -232,3 +242,7 @@ def queries_kernel(
             tl.store(pairs + 2 * at + 1, acc, mask=inside)
         else:
             store_rows(dq, acc * scale, row, head * K, result_row, left, M, K, KP)
+            if parts is not None:
+                store_sum(parts, tl.sum(acc, 0) * scale, tile * H + head, K, KP)
+    elif parts is not None:
+        store_sum(parts, tl.zeros([KP], tl.float32), tile * H + head, K, KP)

@@ -21,6 +21,7 @@ from hotplate.kernels.attention import tiles as lists
 from hotplate.kernels.attention.kernel_backward import delta_kernel, keys_kernel, queries_kernel
 from hotplate.kernels.attention.kernel_forward import forward_kernel
 from hotplate.kernels.launch import interpreting, launch, power_of_2
+from hotplate.kernels.sums import add_up
 
 LEAST_WIDTH = 16  # the narrowest product of the matrix units
 DELTA_ROWS, DELTA_WARPS = 32, 4
@@ -65,6 +66,12 @@ def configuration(name: str, like: Tensor, described: bool) -> Configuration:
     """Of the pass `name` (forward, keys, queries) for inputs like [P, H, K], with or without descriptors."""
     width = max(32, power_of_2(like.shape[2]))
     return shipped()[architecture(like.device) if described else 80, name, kind(like.dtype), width]
+
+
+def limits(name: str, K: int, described: bool, softcap: bool) -> dict[str, int]:
+    """The most registers of the pass `name`, where the compiler takes more than it needs: of up to 64 features
+    `queries` has four programs on a multiprocessor with 128, three with the 148 of Triton 3.6 for sums over rows."""
+    return {"maxnreg": 128} if name == "queries" and K <= 64 and described and not softcap else {}
 
 
 def describable(*tensors: Tensor) -> bool:
@@ -114,10 +121,12 @@ def _walk(
     window: int | None,
     softcap: float | None,
     scale: float,
+    sums: int = 0,
     **others: Any,
-) -> None:
+) -> Tensor | None:
     """Starts the pass `name`: `tensors` [., heads, K] are its operands, `walked` those that come block after block; a
-    program has one block of each other."""
+    program has one block of each other. Of `sums` results it gives sums over the rows of each tile, fp32 [tiles, sums
+    heads K]."""
     q, k = tensors["q"], tensors["k"]
     described = describable(*tensors.values())
     cut = configuration(name, q, described)
@@ -130,6 +139,7 @@ def _walk(
     blocks = {operand: _descriptor(x, rows[operand]) for operand, x in tensors.items() if described}
     heads, own, step = ("Hkv", "N", "M") if name == "keys" else ("H", "M", "N")
     count = (k if name == "keys" else q).shape[1]
+    parts = q.new_empty(listed.shape[0], sums * count * q.shape[2], dtype=torch.float32) if sums else None
     strides = {f"{n}_{axis}": x.stride(d) for n, x in tensors.items() for d, axis in ((0, "row"), (1, "head"))}
     launch(
         kernel,
@@ -147,13 +157,15 @@ def _walk(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         FAST=not interpreting(),
         **{heads: count, own: cut.own, step: cut.step},
+        **limits(name, q.shape[2], described, softcap is not None),
         **(tensors | blocks),
         **strides,
         **_scores(q.dtype, scale, softcap),
-        **({} if name == "forward" else {"scale": scale}),
+        **({} if name == "forward" else {"scale": scale, "parts": parts}),
         **_padded(q.shape[2]),
         **others,
     )
+    return parts
 
 
 def forward(
@@ -186,27 +198,33 @@ def backward(
     tiles_q: Sequence[Tensor],
     tiles_k: Sequence[Tensor],
     results: tuple[Tensor, Tensor, Tensor],
+    dbias: Tensor | None = None,
     **options: Any,
 ) -> None:
-    """Writes dq, dk and dv, the results: like q, k and v, heads side by side, rows of dk and of dv equally far apart.
-    saved: q, k, v, out and lse."""
+    """Writes dq, dk and dv, the results: like q, k and v, heads side by side, rows of dk and of dv equally far apart;
+    and their sums over positions, dbias [H + 2 Hkv, K]. saved: q, k, v, out and lse."""
     q, k, v, out, lse = saved
     pairs = lse.new_empty(*lse.shape, 2)  # lse in the unit of scores, and delta
     dq, dk, dv = results
     tensors = {"q": q, "k": k, "v": v, "dout": dout}
     options |= {"edges_q": edges_q, "edges_k": edges_k, "pairs": pairs}
 
-    def queries(summing: bool) -> None:
+    def queries(summing: bool) -> Tensor | None:
         others: dict[str, Any] = {"dq": dq, "lse": lse, "dlse": dlse, "result_row": dq.stride(0), "SUMMING": summing}
-        _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, **others, **options)
+        sums = 0 if summing or dbias is None else 1
+        return _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, sums=sums, **others, **options)
 
     if q.dtype == torch.float32:
         queries(summing=True)
     else:
         _delta(out, dout, lse, dlse, pairs)
-    queries(summing=False)
-    rows = dk.stride(0)
-    _walk("keys", keys_kernel, tensors, ("q", "dout"), tiles_k, dk=dk, dv=dv, result_row=rows, **options)
+    of_queries = queries(summing=False)
+    made: dict[str, Any] = {"dk": dk, "dv": dv, "result_row": dk.stride(0), "sums": 0 if dbias is None else 2}
+    of_keys = _walk("keys", keys_kernel, tensors, ("q", "dout"), tiles_k, **made, **options)
+    if dbias is not None:
+        for parts, result in zip((of_queries, of_keys), dbias.split([q.shape[1], 2 * k.shape[1]]), strict=True):
+            assert parts is not None, "a pass that sums gives parts"
+            add_up(parts, result, opaque=True)
 
 
 def _delta(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None, pairs: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hotplate.kernels.attention.choice import choose
 from hotplate.kernels.attention.problem import Call
 from hotplate.kernels.attention.tiles import Layout, want_documents
+from hotplate.kernels.bias import received, want_bias
 from hotplate.kernels.checks import want, want_float
 
 
@@ -88,24 +89,43 @@ def self_attention(
     heads: int,
     cu_seqlens: Tensor | Layout | None = None,
     *,
+    bias: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """attention of q, k and v that lie side by side, as one projection gives them: H = heads, G and G heads of qkv
-    [B, T, H + 2 G, K]. Returns [B, T, H, K].
+    [B, T, H + 2 G, K]. Returns [B, T, H, K]. bias: None, or [H + 2 G, K] of any float dtype: what qkv has already, for
+    its gradient alone (kernels/bias.py).
 
-    In Triton the backward pass writes one gradient; elsewhere autograd puts it together from three, which in 16 bits
-    moves 4 (H + 2 G) K bytes more per position. ValueError as in attention, and for heads that do not fit qkv.
+    In Triton the backward pass writes one gradient and adds it up for the bias; elsewhere autograd puts it together
+    from three, which in 16 bits moves 4 (H + 2 G) K bytes more per position, and the bias takes a pass over it.
+    ValueError as in attention, and for heads or a bias that do not fit qkv.
     """
     facts = f"{list(qkv.shape)} with heads {heads}"
     fits = qkv.ndim == 4 and 0 < heads < qkv.shape[2] and (qkv.shape[2] - heads) % 2 == 0
     want("attention", fits, "qkv [B, T, H + 2 G, K] with heads = H", facts, "stack queries, keys, values by heads")
+    want_bias("attention", "bias", bias, qkv, 2)
+    call = _joined(qkv, heads, cu_seqlens, scale, window, softcap, bias)
+    backend = choose(impl, call)
+    if bias is not None and not backend.biased:
+        call = _joined(received(qkv, bias), heads, cu_seqlens, scale, window, softcap, None)
+    return backend.attend(call)[0]
+
+
+def _joined(
+    qkv: Tensor,
+    heads: int,
+    documents: Tensor | Layout | None,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    bias: Tensor | None,
+) -> Call:
     groups = (qkv.shape[2] - heads) // 2
     q, k, v = qkv.split([heads, groups, groups], dim=2)
-    call = _call(q, k, v, cu_seqlens, scale, window, softcap, False, qkv)
-    return choose(impl, call).attend(call)[0]
+    return _call(q, k, v, documents, scale, window, softcap, False, qkv, bias)
 
 
 def _call(
@@ -118,6 +138,7 @@ def _call(
     softcap: float | None,
     lse: bool,
     qkv: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Call:
     """What is asked for, if it can be."""
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
@@ -142,6 +163,7 @@ def _call(
         softcap=softcap,
         lse=lse,
         qkv=qkv,
+        bias=bias,
     )
 
 

@@ -51,6 +51,7 @@ class Call:
     softcap: float | None
     lse: bool  # whether it is asked for
     qkv: Tensor | None = None  # [B, T, H + 2 Hkv, K], where q, k and v are views of its heads in this order
+    bias: Tensor | None = None  # [H + 2 Hkv, K], which qkv has already: for its gradient alone
 
     @property
     def cu_seqlens(self) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hotplate.kernels.attention.adapters import placed
 from hotplate.kernels.attention.problem import Call, Result
+from hotplate.kernels.bias import room_for
 from hotplate.kernels.direct import direct
 
 
@@ -60,7 +61,7 @@ def backward(
     from hotplate.kernels.attention import launches
 
     results = gradients(dout, dlse, q, k, v)
-    options = {"scale": scale, "window": window, "softcap": softcap}
+    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
     launches.backward((q, k, v, out, lse), dout, dlse, edges_q, edges_k, tiles_q, tiles_k, results, **options)
     return results
 
@@ -76,7 +77,7 @@ def gradients(
 def _derivative(operands: int, backward: Any) -> tuple[Callable[..., Any], Callable[..., None]]:
     """The gradient by `backward`(dout, dlse, operands, out, lse, edges, tiles, options), and what it keeps.
 
-    `operands` counts the tensors that come first and have gradients.
+    `operands` counts the tensors that come first and have gradients; one may be None.
     """
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,9 +90,10 @@ def _derivative(operands: int, backward: Any) -> tuple[Callable[..., Any], Calla
         saved, tiles = ctx.saved_tensors[: operands + 4], list(ctx.saved_tensors[operands + 4 :])
         tiles_q, tiles_k = tiles[: ctx.lists], tiles[ctx.lists :]
         dout, dlse = arriving(dout, dlse, saved[operands])
-        found = direct(backward)(dout, dlse, *saved, tiles_q, tiles_k, *ctx.options)
+        made = direct(backward)(dout, dlse, *saved, tiles_q, tiles_k, *ctx.options)
+        found = [None if of is None else gradient for of, gradient in zip(saved, made, strict=False)]
         lists = [None] * len(tiles_q), [None] * len(tiles_k)  # gradients have the structure of the arguments
-        return *(found if operands > 1 else (found,)), None, None, *lists, *[None] * len(ctx.options)
+        return *found, None, None, *lists, *[None] * len(ctx.options)
 
     return differentiate, setup
 
@@ -110,6 +112,7 @@ def parts(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("hotplate::self_attention", mutates_args=())
 def joined(
     qkv: Tensor,
+    bias: Tensor | None,
     edges_q: Tensor,
     edges_k: Tensor,
     tiles_q: Sequence[Tensor],
@@ -119,7 +122,7 @@ def joined(
     softcap: float | None,
     heads: int,
 ) -> tuple[Tensor, Tensor]:
-    """`forward` of the parts of qkv [P, H + 2 G, K]."""
+    """`forward` of the parts of qkv [P, H + 2 G, K]; bias is for the backward."""
     from hotplate.kernels.attention import launches
 
     q, k, v = parts(qkv, heads)
@@ -127,7 +130,7 @@ def joined(
 
 
 @joined.register_fake
-def _(qkv: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, bias: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
     (P, _, K), heads = qkv.shape, others[-1]
     return qkv.new_empty(P, heads, K), qkv.new_empty(heads, P, dtype=torch.float32)
 
@@ -137,6 +140,7 @@ def joined_backward(
     dout: Tensor,
     dlse: Tensor | None,
     qkv: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
     edges_q: Tensor,
@@ -147,24 +151,32 @@ def joined_backward(
     window: int | None,
     softcap: float | None,
     heads: int,
-) -> Tensor:
-    """`backward` of the parts of qkv, into those of one gradient: nothing is left to be put together."""
+) -> tuple[Tensor, Tensor]:
+    """`backward` of the parts of qkv, into those of one gradient: nothing is left to be put together. And the gradient
+    of a bias [H + 2 G, K], empty without one."""
     from hotplate.kernels.attention import launches
 
-    made = joined_gradient(dout, dlse, qkv)
+    made, dbias = joined_gradients(dout, dlse, qkv, bias)
     saved = (*parts(qkv, heads), out, lse)
-    options = {"scale": scale, "window": window, "softcap": softcap}
+    options: dict[str, Any] = {
+        "scale": scale,
+        "window": window,
+        "softcap": softcap,
+        "dbias": None if bias is None else dbias,
+    }
     launches.backward(saved, dout, dlse, edges_q, edges_k, tiles_q, tiles_k, parts(made, heads), **options)
-    return made
+    return made, dbias
 
 
 @joined_backward.register_fake
-def joined_gradient(dout: Tensor, dlse: Tensor | None, qkv: Tensor, *others: Any) -> Tensor:
-    """Room for dqkv, contiguous."""
-    return qkv.new_empty(qkv.shape)
+def joined_gradients(
+    dout: Tensor, dlse: Tensor | None, qkv: Tensor, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor]:
+    """Room for dqkv and for the gradient of a bias, contiguous."""
+    return qkv.new_empty(qkv.shape), room_for(bias, qkv)
 
 
-JOINED_DERIVATIVE = _derivative(1, joined_backward)
+JOINED_DERIVATIVE = _derivative(2, joined_backward)
 torch.library.register_autograd("hotplate::self_attention", JOINED_DERIVATIVE[0], setup_context=JOINED_DERIVATIVE[1])
 
 
@@ -186,7 +198,7 @@ def attention(call: Call) -> Result:
     places = (at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k))
     options = call.scale, call.window, call.softcap
     if call.qkv is not None:
-        out, lse = direct(joined)(rows(call.qkv), *places, *options, call.q.shape[2])
+        out, lse = direct(joined)(rows(call.qkv), call.bias, *places, *options, call.q.shape[2])
     else:
         out, lse = direct(forward)(rows(call.q), rows(call.k), rows(call.v), *places, *options)
     return out.view(call.q.shape), lse.view(-1, *call.q.shape[:2]).transpose(0, 1) if call.lse else None

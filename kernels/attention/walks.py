@@ -60,6 +60,13 @@ def store_rows(x, block, row, column, stride, left, R: tl.constexpr, K: tl.const
 
 
 @triton.jit
+def store_sum(parts, total, head, K: tl.constexpr, KP: tl.constexpr):
+    """Row `head` of parts [., K]: total [KP]."""
+    features = tl.arange(0, KP)
+    tl.store(parts + head.to(tl.int64) * K + features, total, mask=features < K)
+
+
+@triton.jit
 def power(x, FP32: tl.constexpr):
     """exp(x) in fp32, where scores keep their unit and so their rounding; 2^x in 16 bits, one instruction less."""
     return tl.exp(x) if FP32 else tl.exp2(x)

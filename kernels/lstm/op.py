@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hotplate.kernels.bias import received, want_bias
 from hotplate.kernels.checks import want, want_float, want_resets, want_state
 from hotplate.kernels.launch import IMPLS, choose_impl, constant
 from hotplate.kernels.lstm import reference
@@ -64,6 +65,7 @@ def lstm(
     c0: Tensor | None = None,
     resets: Tensor | None = None,
     *,
+    bias: Tensor | None = None,
     forget_offset: float = 0.0,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +78,8 @@ def lstm(
     forget_offset is added to f. resets bool [B, T] or None: h_{t-1} and c_{t-1} are zeroed before step t.
     Returns h [B, T, H, K] in the dtype of gates, h_last and c_last [B, H, K] in the state dtype. Gradients to
     gates, recurrent, h0 and c0. Products accumulate and states are kept in fp32 (fp64).
+    bias: None, or like a row of gates, of any float dtype: what gates have already, for its gradient alone
+    (kernels/bias.py); in triton that adds no pass over the gradient of gates.
     impl: auto, eager, native (C on a CPU; fp32, bf16), triton (K <= 64; bf16 and fp16 on compute capability 9
     and 10 K <= 128) or reference. auto is triton on CUDA where K fits it, native on a CPU where a C compiler is found,
     else eager; a name never falls back.
@@ -104,7 +108,8 @@ def lstm(
     want_state("lstm", "h0", h0, (B, H, K), gates)
     want_state("lstm", "c0", c0, (B, H, K), gates)
     want_resets("lstm", resets, (B, T), gates)
+    want_bias("lstm", "bias", bias, gates, 3)
     impl = _choose(impl, gates)
     if impl == "reference":
-        return reference.lstm(gates, recurrent, h0, c0, resets, forget_offset)
-    return _run(gates, recurrent, h0, c0, resets, forget_offset, impl)
+        return reference.lstm(received(gates, bias), recurrent, h0, c0, resets, forget_offset)
+    return _run(gates, recurrent, h0, c0, resets, forget_offset, impl, bias)

@@ -1,11 +1,11 @@
 """The multi-head LSTM as Triton kernels: a program keeps one head's matrices and the states of BB rows, for all steps.
 
-Letters: B rows, T steps, H heads, K head width, W that width padded to a block, BB rows of a program, BM (row, step)
-pairs of a program. Importing this needs Triton.
+Letters: B rows, T steps, H heads, K head width, W that width padded to a block, BB rows of a program. Importing this
+needs Triton.
 
 forward_kernel holds what is sequential: one product per gate and step. The backward first recomputes all
-pre-activations from the stored h (preactivations_kernel, parallel over steps), then c (cells_kernel, parallel over
-columns), then walks back; dR is one product afterwards. So h is all that the forward has to store.
+pre-activations from the stored h, then c (cells_kernel, parallel over columns), then walks back; dR is made afterwards
+(both in parallel.py). So h is all that the forward has to store.
 """
 
 import torch
@@ -15,26 +15,17 @@ from torch import Tensor
 
 from hotplate.kernels.activations import approximate_sigmoid, approximate_tanh, sigmoid, tanh
 from hotplate.kernels.launch import interpreting, power_of_2
-from hotplate.kernels.recurrence.autograd import Form, Shapes, recurrent_gradient
+from hotplate.kernels.lstm.parallel import preactivations, product, recurrent_gradient
+from hotplate.kernels.recurrence.autograd import Form, Shapes
 
 ROWS = 16  # BB: the least that a matrix unit takes
 STAGES = 3  # steps whose gates are under way; two stages hide less than one memory latency
 COLUMNS = 128  # of a program of cells_kernel
-PAIRS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}  # BM; 64 pairs in fp32 spill
-PAIR_WARPS = 8  # four spill on compute capability 10 under Triton 3.6
 
 
 def warps(W: int) -> int:
     """Warps of the sequential kernels: a step is a chain of latencies, which more lanes shorten."""
     return 4 if W <= 32 else W // 8
-
-
-@triton.jit
-def _product(left, right, UPCAST: tl.constexpr):
-    """UPCAST: the interpreter multiplies the bits of bfloat16 as integers."""
-    if UPCAST:
-        return tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
-    return tl.dot(left, right, input_precision="ieee")
 
 
 @triton.jit
@@ -91,10 +82,10 @@ def forward_kernel(
         x_f = tl.load(at + gate_stride, mask=inside, other=0.0)
         x_z = tl.load(at + 2 * gate_stride, mask=inside, other=0.0)
         x_o = tl.load(at + 3 * gate_stride, mask=inside, other=0.0)
-        i = sigmoid(_product(h_now, R_i, UPCAST) + x_i.to(tl.float32), FAST)
-        f = sigmoid(_product(h_now, R_f, UPCAST) + x_f.to(tl.float32) + offset, FAST)
-        z = tanh(_product(h_now, R_z, UPCAST) + x_z.to(tl.float32), FAST)
-        o_pre = _product(h_now, R_o, UPCAST) + x_o.to(tl.float32)
+        i = sigmoid(product(h_now, R_i, UPCAST) + x_i.to(tl.float32), FAST)
+        f = sigmoid(product(h_now, R_f, UPCAST) + x_f.to(tl.float32) + offset, FAST)
+        z = tanh(product(h_now, R_z, UPCAST) + x_z.to(tl.float32), FAST)
+        o_pre = product(h_now, R_o, UPCAST) + x_o.to(tl.float32)
         c = f * c + i * z
         if HALF:
             h_wide = approximate_sigmoid(o_pre, FAST) * approximate_tanh(c, FAST)
@@ -108,35 +99,6 @@ def forward_kernel(
             c = tl.where(kept != 0.0, c, 0.0)
     tl.store(h_last + state, h_now.to(tl.float32), mask=inside)
     tl.store(c_last + state, c, mask=inside)
-
-
-@triton.jit(do_not_specialize=["T"])
-def preactivations_kernel(
-    gates, recurrent, h0, keep, h, pre, T, B, H, R, K, row_stride, step_stride, gate_stride, head_stride,
-    W: tl.constexpr, BM: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """pre [B, T, 4, H, K] = gates + (k_t h_{t-1}) R, from h as the forward stored it."""
-    head = tl.program_id(1)
-    gate = tl.program_id(2)
-    pair = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    row = pair // T
-    t = pair % T
-    k = tl.arange(0, W)
-    inside = (row < B)[:, None] & (k < K)[None, :]
-    before = tl.load(
-        h + (pair - 1)[:, None] * (H * K) + head * K + k[None, :], mask=inside & (t > 0)[:, None], other=0.0
-    )
-    if h0 is not None:
-        first = tl.load(h0 + row[:, None] * (H * K) + head * K + k[None, :], mask=inside & (t == 0)[:, None], other=0.0)
-        before = tl.where((t == 0)[:, None], first.to(h.dtype.element_ty), before)
-    if keep is not None:
-        kept = tl.load(keep + pair + row, mask=row < B, other=0.0)[:, None]
-        before = tl.where(kept != 0.0, before.to(tl.float32), 0.0).to(h.dtype.element_ty)
-    a, b = k[:, None], k[None, :]
-    matrix = tl.load(recurrent + (gate * R + head % R) * K * K + a * K + b, mask=(a < K) & (b < K), other=0.0)
-    x = gates + row[:, None] * row_stride + t[:, None] * step_stride + gate * gate_stride + head * head_stride + b
-    total = _product(before, matrix, UPCAST) + tl.load(x, mask=inside, other=0.0).to(tl.float32)
-    tl.store(pre + ((pair[:, None] * 4 + gate) * H + head) * K + b, total.to(pre.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -215,14 +177,14 @@ def backward_kernel(
             da = tl.permute(tl.join(tl.join(da_i, da_z), tl.join(da_f, da_o)), (0, 2, 3, 1))
             da = tl.reshape(da, [BB, 4 * W]).to(recurrent.dtype.element_ty)
             tl.store(at_da + t * (4 * H * K), da, mask=(row < B)[:, None] & (term < K)[None, :])
-            dh_now = _product(da, matrix, UPCAST)
+            dh_now = product(da, matrix, UPCAST)
         else:  # LLVM of Triton 3.9 fails on the long product
             tl.store(dgates + at, da_i, mask=inside)
             tl.store(dgates + at + H * K, da_f, mask=inside)
             tl.store(dgates + at + 2 * H * K, da_z, mask=inside)
             tl.store(dgates + at + 3 * H * K, da_o, mask=inside)
-            dh_now = (_product(da_i, R_i, UPCAST) + _product(da_f, R_f, UPCAST)) + (
-                _product(da_z, R_z, UPCAST) + _product(da_o, R_o, UPCAST)
+            dh_now = (product(da_i, R_i, UPCAST) + product(da_f, R_f, UPCAST)) + (
+                product(da_z, R_z, UPCAST) + product(da_o, R_o, UPCAST)
             )
         if keep is not None:
             kept = tl.load(keep + row * (T + 1) + t, mask=row < B, other=0.0)[:, None]
@@ -286,19 +248,18 @@ def backward(
     c0: Tensor | None,
     resets: Tensor | None,
     forget_offset: float,
+    dbias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gates, dh, matrix = _rows(gates), _rows(dh), recurrent.to(gates.dtype).contiguous()
     B, T, _, H, K = gates.shape
     R, W, keep = matrix.shape[1], max(16, power_of_2(K)), _keep(resets)
+    h0 = None if h0 is None else h0.to(h.dtype)
     h0, c0, dh_last, dc_last = _contiguous(h0, c0, dh_last, dc_last)
     pre = gates.new_empty(B, T, 4, H, K)
     cells = gates.new_empty(B, T, H, K, dtype=torch.float32)
     dgates = gates.new_empty(B, T, 4, H, K)
     dh0, dc0 = (cells.new_empty(B, H, K) for _ in range(2))
-    preactivations_kernel[(triton.cdiv(B * T, PAIRS[gates.dtype]), H, 4)](
-        gates, matrix, h0, keep, h, pre, T, B, H, R, K, *gates.stride()[:4],
-        W=W, BM=PAIRS[gates.dtype], EVEN=K == W, UPCAST=interpreting(), num_warps=PAIR_WARPS,
-    )  # fmt: skip
+    preactivations(gates, matrix, h0, keep, h, pre)
     cells_kernel[(B * triton.cdiv(H * K, COLUMNS),)](
         pre, c0, keep, cells, T, H * K, forget_offset, BD=COLUMNS, STAGES=STAGES, FAST=not interpreting(), num_warps=1
     )
@@ -307,7 +268,7 @@ def backward(
         forget_offset, W=W, BB=ROWS, STAGES=STAGES, EVEN=K == W, FAST=not interpreting(),
         HALF=gates.dtype != torch.float32, UPCAST=interpreting(), num_warps=warps(W),
     )  # fmt: skip
-    return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh0, dc0
+    return dgates, recurrent_gradient(h, h0, keep, dgates, recurrent, dbias), dh0, dc0
 
 
-FORM = Form(forward, backward, kept, needs_gates=True)
+FORM = Form(forward, backward, kept, needs_gates=True, biased=True)

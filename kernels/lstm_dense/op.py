@@ -8,6 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
+from hotplate.kernels.bias import received, want_bias
 from hotplate.kernels.checks import want, want_float, want_resets, want_state
 from hotplate.kernels.launch import IMPLS, choose_impl
 from hotplate.kernels.lstm_dense import reference
@@ -31,6 +32,7 @@ def lstm_dense(
     c0: Tensor | None = None,
     resets: Tensor | None = None,
     *,
+    bias: Tensor | None = None,
     forget_offset: float = 0.0,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,6 +44,8 @@ def lstm_dense(
     likewise. forget_offset is added to f. resets bool [B, T] or None: h_{t-1} and c_{t-1} are zeroed before step t.
     Returns h [B, T, D] in the dtype of gates, h_last and c_last [B, D] in the state dtype. Gradients to gates,
     recurrent, h0 and c0. Products accumulate and states are kept in fp32 (fp64).
+    bias: None, or like a row of gates, of any float dtype: what gates have already, for its gradient alone
+    (kernels/bias.py).
     impl: auto, eager, native (C on a CPU; fp32, bf16), triton (fp32, bf16, fp16) or reference. auto is triton on
     CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
     Flops: 8 B T D^2 forward, 16 B T D^2 backward.
@@ -68,9 +72,11 @@ def lstm_dense(
     want_state("lstm_dense", "h0", h0, (B, D), gates)
     want_state("lstm_dense", "c0", c0, (B, D), gates)
     want_resets("lstm_dense", resets, (B, T), gates)
+    want_bias("lstm_dense", "bias", bias, gates, 2)
     impl = choose_impl("lstm_dense", impl, gates)
     if impl == "reference":
-        return reference.lstm_dense(gates, recurrent, h0, c0, resets, forget_offset)
+        return reference.lstm_dense(received(gates, bias), recurrent, h0, c0, resets, forget_offset)
     one_head = (None if state is None else state[:, None] for state in (h0, c0))
-    h, h_last, c_last = _run(gates[:, :, :, None], recurrent[:, None], *one_head, resets, forget_offset, impl)
+    one_bias = None if bias is None else bias[:, None]
+    h, h_last, c_last = _run(gates[:, :, :, None], recurrent[:, None], *one_head, resets, forget_offset, impl, one_bias)
     return h.squeeze(2), h_last.squeeze(1), c_last.squeeze(1)  # a view back, where [:, 0] would fill zeros

@@ -156,7 +156,8 @@ def _launch(
 
 
 def _walk_back(
-    pre: Tensor,
+    product: Tensor,
+    gates: Tensor,
     cells: Tensor,
     recurrent: Tensor,
     resets: Tensor | None,
@@ -167,13 +168,23 @@ def _walk_back(
     forget_offset: float,
 ) -> Tensor:
     """steps.walk_back, by launches of as many rows as fit."""
-    B, D, keep = pre.shape[0], pre.shape[3], steps.keeping(resets)
+    B, D, keep = len(product), product.shape[3], steps.keeping(resets)
     at_once, matrix = rows_at_once(D, dgates.dtype, dgates.device), recurrent[:, 0].to(dgates.dtype).contiguous()
-    dc0 = pre.new_empty(B, D)
+    dc0 = product.new_empty(B, D)
     for start in range(0, B, at_once):
         rows = slice(start, min(B, start + at_once))
         kept, last_h, last_c = (None if x is None else x[rows] for x in (keep, dh_last, dc_last))
-        part = pre[rows], cells[:, rows].contiguous(), matrix, kept, dh[rows], last_h, last_c, dgates[rows]
+        part = (
+            product[rows],
+            gates[rows],
+            cells[:, rows].contiguous(),
+            matrix,
+            kept,
+            dh[rows],
+            last_h,
+            last_c,
+            dgates[rows],
+        )
         dc0[rows] = persistent_backward.walk_back(*part, forget_offset)
     return dc0
 

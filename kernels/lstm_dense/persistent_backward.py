@@ -16,23 +16,26 @@ from torch import Tensor
 from hotplate.kernels.activations import sigmoid, tanh
 from hotplate.kernels.launch import interpreting
 from hotplate.kernels.lstm_dense.exchange import FLAGS, ROWS, SLICE, WARPS, announce, await_step, new_flags
+from hotplate.kernels.lstm_dense.steps import preactivation
 
 PARTS = 8  # S: one per warp
 COLUMNS = 256  # of a program of coefficients_kernel
 
 
 @triton.jit
-def coefficients_kernel(pre, cells, others, B, T, D, offset, BD: tl.constexpr, FAST: tl.constexpr):
-    """pre [B, T, 4, D] becomes da / (dc, dc, dc, dh); others [B, T, 2, D] receives o (1 - tanh(c)^2) and f. fp32."""
+def coefficients_kernel(product, gates, cells, others, B, T, D, offset, BD: tl.constexpr, FAST: tl.constexpr):
+    """product [B, T, 4, D], with gates the pre-activations, becomes da / (dc, dc, dc, dh); others [B, T, 2, D] receives
+    o (1 - tanh(c)^2) and f. fp32 but for gates."""
     pair = tl.program_id(0).to(tl.int64)
     row, t = pair // T, pair % T
     column = tl.program_id(1) * BD + tl.arange(0, BD)
     inside = column < D
-    at = pre + pair * 4 * D + column
-    i = sigmoid(tl.load(at, mask=inside, other=0.0), FAST)
-    f = sigmoid(tl.load(at + D, mask=inside, other=0.0) + offset, FAST)
-    z = tanh(tl.load(at + 2 * D, mask=inside, other=0.0), FAST)
-    o = sigmoid(tl.load(at + 3 * D, mask=inside, other=0.0), FAST)
+    place = pair * 4 * D + column
+    i = sigmoid(preactivation(product, gates, place, inside), FAST)
+    f = sigmoid(preactivation(product, gates, place + D, inside) + offset, FAST)
+    z = tanh(preactivation(product, gates, place + 2 * D, inside), FAST)
+    o = sigmoid(preactivation(product, gates, place + 3 * D, inside), FAST)
+    at = product + place
     c_before = tl.load(cells + (t * B + row) * D + column, mask=inside, other=0.0)
     tanh_c = tanh(f * c_before + i * z, FAST)
     tl.store(at, z * (i * (1.0 - i)), mask=inside)
@@ -128,21 +131,22 @@ def piece(D: int) -> int:
 
 
 def walk_back(
-    pre: Tensor, cells: Tensor, matrix: Tensor, keep: Tensor | None, dh: Tensor, dh_last: Tensor | None,
-    dc_last: Tensor | None, dgates: Tensor, forget_offset: float,
+    product: Tensor, gates: Tensor, cells: Tensor, matrix: Tensor, keep: Tensor | None, dh: Tensor,
+    dh_last: Tensor | None, dc_last: Tensor | None, dgates: Tensor, forget_offset: float,
 ) -> Tensor:  # fmt: skip
-    """dc0 [B, D], unmasked at step 0, of as many rows as fit one launch; fills dgates [B, T, 4, D], destroys pre.
+    """dc0 [B, D], unmasked at step 0, of as many rows as fit one launch; fills dgates [B, T, 4, D], destroys product.
 
-    pre [B, T, 4, D] fp32; cells [T + 1, B, D]; matrix [4, D, D]; keep [B, T + 1]; dh [B, T, D], last axis contiguous.
+    product [B, T, 4, D] fp32 and gates, of one layout; cells [T + 1, B, D]; matrix [4, D, D]; keep [B, T + 1];
+    dh [B, T, D], last axis contiguous.
     """
-    B, T, _, D = pre.shape
-    others, dc0 = pre.new_empty(B, T, 2, D), pre.new_empty(B, D)
+    B, T, _, D = product.shape
+    others, dc0 = product.new_empty(B, T, 2, D), product.new_empty(B, D)
     coefficients_kernel[(B * T, triton.cdiv(D, COLUMNS))](
-        pre, cells, others, B, T, D, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=4
+        product, gates, cells, others, B, T, D, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=4
     )
     groups, G = triton.cdiv(B, ROWS), D // SLICE
     backward_kernel[(G, groups)](
-        pre, others, matrix, keep, dh, dh_last, dc_last, new_flags(groups, pre.device), dgates, dc0, T, B,
+        product, others, matrix, keep, dh, dh_last, dc_last, new_flags(groups, product.device), dgates, dc0, T, B,
         *dh.stride()[:2], D=D, DS=SLICE, BB=ROWS, G=G, S=PARTS, PIECE=piece(D), FLAGS=FLAGS, UPCAST=interpreting(),
         num_warps=WARPS, launch_cooperative_grid=G > 1,
     )  # fmt: skip

@@ -46,19 +46,27 @@ def forward_step(
 
 
 @triton.jit
+def preactivation(product, gates, at, inside):
+    """Of one gate: its part of h R, fp32, and the projection of the input."""
+    wide = tl.load(product + at, mask=inside, other=0.0)
+    return wide + tl.load(gates + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def backward_step(
-    pre, c, keep, dh_out, dh, dc, dgates, operand, D, pre_stride, dh_stride, keep_stride, offset,
+    product, gates, c, keep, dh_out, dh, dc, dgates, operand, D, pre_stride, dh_stride, keep_stride, offset,
     BD: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """keep, which may be None, points at the next step, whose dh and dc arrive unmasked. dc is replaced."""
+    """Pre-activations are product [B, ., 4, D] fp32 and gates, of the same places. keep, which may be None, points at
+    the next step, whose dh and dc arrive unmasked. dc is replaced."""
     row = tl.program_id(0)
     column = tl.program_id(1) * BD + tl.arange(0, BD)
     inside = column < D
     at = row.to(tl.int64) * pre_stride + column
-    i = sigmoid(tl.load(pre + at, mask=inside, other=0.0), FAST)
-    f = sigmoid(tl.load(pre + at + D, mask=inside, other=0.0) + offset, FAST)
-    z = tanh(tl.load(pre + at + 2 * D, mask=inside, other=0.0), FAST)
-    o = sigmoid(tl.load(pre + at + 3 * D, mask=inside, other=0.0), FAST)
+    i = sigmoid(preactivation(product, gates, at, inside), FAST)
+    f = sigmoid(preactivation(product, gates, at + D, inside) + offset, FAST)
+    z = tanh(preactivation(product, gates, at + 2 * D, inside), FAST)
+    o = sigmoid(preactivation(product, gates, at + 3 * D, inside), FAST)
     c_before = tl.load(c + row * D + column, mask=inside, other=0.0)
     tanh_c = tanh(f * c_before + i * z, FAST)
     dh_now = tl.load(dh + row * D + column, mask=inside, other=0.0)
@@ -149,7 +157,8 @@ def forward(
 
 
 def walk_back(
-    pre: Tensor,
+    product: Tensor,
+    gates: Tensor,
     c: Tensor,
     recurrent: Tensor,
     resets: Tensor | None,
@@ -159,8 +168,9 @@ def walk_back(
     dgates: Tensor,
     forget_offset: float,
 ) -> Tensor:
-    """dc0 [B, D], not yet emptied by step 0; fills dgates [B, T, 4, D] from pre [B, T, 4, D] and dh [B, T, D]."""
-    B, T, _, D = pre.shape
+    """dc0 [B, D], not yet emptied by step 0; fills dgates [B, T, 4, D] from dh [B, T, D] and pre-activations: product
+    fp32 and gates [B, T, 4, D], both contiguous."""
+    B, T, _, D = product.shape
     transposed, keeps = _matrix(recurrent, dgates.dtype).mT, _each_keep(resets, T)
     operand = dgates.new_empty(B, 4 * D)
     dh_now, dc = (
@@ -171,7 +181,7 @@ def walk_back(
         if t < T - 1:
             dh_now = _product(operand, transposed)
         backward_step[(B, triton.cdiv(D, COLUMNS))](
-            pre[:, t], c[t], keeps[t + 1], dh[:, t], dh_now, dc, dgates[:, t], operand, D, T * 4 * D,
+            product[:, t], gates[:, t], c[t], keeps[t + 1], dh[:, t], dh_now, dc, dgates[:, t], operand, D, T * 4 * D,
             dh.stride(0), T + 1, forget_offset, BD=COLUMNS, FAST=not interpreting(), num_warps=WARPS,
         )  # fmt: skip
     return dc
@@ -197,15 +207,16 @@ def backward(
     B, T, _, D = h.shape
     matrix = _matrix(recurrent, h.dtype)
     before = before_each_step(h, h0, resets, h.dtype)
-    pre = _product(before.view(B * T, D), matrix).view(B, T, 4, D).add_(gates[:, :, :, 0])
+    product = _product(before.view(B * T, D), matrix).view(B, T, 4, D)
     arriving = dh if dh.stride(-1) == 1 else dh.contiguous()
     dgates = h.new_empty(B, T, 4, D)
     last = (None if state is None else state[:, 0].contiguous() for state in (dh_last, dc_last))
-    dc0 = walk(pre, c, recurrent, resets, arriving[:, :, 0], *last, dgates, forget_offset)
+    places = product, gates[:, :, :, 0].contiguous()
+    dc0 = walk(*places, c, recurrent, resets, arriving[:, :, 0], *last, dgates, forget_offset)
     dh0 = _product(dgates[:, 0].reshape(B, 4 * D), matrix.mT)
     empty_first((dh0, dc0), resets)
     dgates = dgates[:, :, :, None]
-    return dgates, recurrent_gradient(h, h0, resets, dgates, recurrent), dh0[:, None], dc0[:, None]
+    return dgates, recurrent_gradient(before, dgates, recurrent), dh0[:, None], dc0[:, None]
 
 
 FORM = Form(forward, backward, kept, needs_gates=True)

@@ -79,9 +79,11 @@ def lstm_diagonal(
     resets: Tensor | None,
     forget_offset: float,
     impl: str,
+    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See op.py. The weights go in wide: autograd rounds their gradient."""
     weights = recurrent.to(torch.promote_types(gates.dtype, torch.float32)).contiguous()
     one_head = (None if state is None else state[:, None] for state in (h0, c0))
-    h, h_last, c_last = _run(gates[:, :, :, None], weights, *one_head, resets, forget_offset, impl)
-    return h[:, :, 0], h_last[:, 0], c_last[:, 0]
+    one_bias = None if bias is None else bias[:, None]
+    h, h_last, c_last = _run(gates[:, :, :, None], weights, *one_head, resets, forget_offset, impl, one_bias)
+    return h.squeeze(2), h_last.squeeze(1), c_last.squeeze(1)  # a view back, where [:, 0] would fill zeros

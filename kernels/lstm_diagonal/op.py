@@ -5,6 +5,7 @@ Letters: B rows, T steps, D width.
 
 from torch import Tensor
 
+from hotplate.kernels.bias import received, want_bias
 from hotplate.kernels.checks import want, want_float, want_resets, want_state
 from hotplate.kernels.launch import choose_impl
 from hotplate.kernels.lstm_diagonal import forms, reference
@@ -17,6 +18,7 @@ def lstm_diagonal(
     c0: Tensor | None = None,
     resets: Tensor | None = None,
     *,
+    bias: Tensor | None = None,
     forget_offset: float = 0.0,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,6 +29,8 @@ def lstm_diagonal(
     resets bool [B, T] or None: h_{t-1} and c_{t-1} are zeroed before step t (a document starts at t).
     Returns h [B, T, D] in the dtype of gates, h_last and c_last [B, D] in the state dtype. Gradients to gates,
     recurrent, h0 and c0. Gates, sums and the carried h and c are fp32 (fp64) whatever the dtype of gates.
+    bias: None, or like a row of gates, of any float dtype: what gates have already, for its gradient alone
+    (kernels/bias.py).
     impl: auto, eager, native (C on a CPU; fp32, bf16), triton (fp32, bf16, fp16) or reference. auto is triton on
     CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
     Memory traffic at the least: 5 I/O-dtype values per (b, t, d) forward, 9 backward.
@@ -54,6 +58,7 @@ def lstm_diagonal(
     want_state("lstm_diagonal", "h0", h0, (B, D), gates)
     want_state("lstm_diagonal", "c0", c0, (B, D), gates)
     want_resets("lstm_diagonal", resets, (B, T), gates)
+    want_bias("lstm_diagonal", "bias", bias, gates, 2)
     if impl == "reference":
-        return reference.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset)
-    return forms.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset, impl)
+        return reference.lstm_diagonal(received(gates, bias), recurrent, h0, c0, resets, forget_offset)
+    return forms.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset, impl, bias)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hotplate.kernels.activations import sigmoid, tanh
 from hotplate.kernels.launch import interpreting, launch
+from hotplate.kernels.sums import add_up
 
 SPAN = 8  # K
 COLUMNS_PER_WARP = 64  # two per lane: a row's load fills a 128-byte line in 16 bits
@@ -214,8 +215,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dgates like gates, drecurrent [4, D], dh0 and dc0 [B, D]."""
     B, T, _, D = gates.shape
-    dgates, parts = torch.empty_like(gates), gates.new_empty(B, 4, D, dtype=torch.float32)
-    dh0, dc0 = (gates.new_empty(B, D, dtype=torch.float32) for _ in range(2))
+    dgates, parts = torch.empty_like(gates), gates.new_empty(B, 4 * D, dtype=torch.float32)
+    drecurrent, dh0, dc0 = (gates.new_empty(n, D, dtype=torch.float32) for n in (4, B, B))
     inputs = (recurrent, _bytes(resets), saved, dh, dh_last, dc_last)
     _launch(backward_kernel, gates, *inputs, dgates, parts, dh0, dc0, T, D, forget_offset)
-    return dgates, parts.sum(0), dh0, dc0
+    add_up(parts, drecurrent, opaque=True)
+    return dgates, drecurrent, dh0, dc0

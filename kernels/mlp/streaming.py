@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hotplate.kernels.activations import sigmoid
+from hotplate.kernels.bias import room_for
 from hotplate.kernels.launch import interpreting, power_of_2, wrap_triton
 from hotplate.kernels.mlp import autograd
 from hotplate.kernels.sums import add_up
@@ -105,7 +106,7 @@ def forward(x: Tensor, kind: str, bias: Tensor | None) -> Tensor:
 
 def backward(dy: Tensor, x: Tensor, kind: str, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx like x, and with a bias the sum of dx over rows, like it; else empty."""
-    dx, dbias = torch.empty_like(x), x.new_empty(0) if bias is None else torch.empty_like(bias)
+    dx, dbias = torch.empty_like(x), room_for(bias, x)
     M, F, BF = _sizes(x, kind, bias is not None)
     blocks = triton.cdiv(F, BF)
     S = M if bias is None else min(M, triton.cdiv(PROGRAMS, max(1, blocks)))

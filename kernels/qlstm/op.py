@@ -5,6 +5,7 @@ Letters: B rows, T steps, D width.
 
 from torch import Tensor
 
+from hotplate.kernels.bias import received, want_bias
 from hotplate.kernels.checks import want, want_float, want_resets, want_state
 from hotplate.kernels.launch import choose_impl
 from hotplate.kernels.qlstm import reference, registered
@@ -15,6 +16,7 @@ def qlstm(
     c0: Tensor | None = None,
     resets: Tensor | None = None,
     *,
+    bias: Tensor | None = None,
     forget_offset: float = 0.0,
     coupled: bool = False,
     impl: str = "auto",
@@ -24,6 +26,8 @@ def qlstm(
     gates [B, T, 4, D] bf16|fp16|fp32|fp64, blocks (i, f, z, o), any strides; with coupled=True [B, T, 3, D],
     blocks (f, z, o), and i = 1 - f. c0 [B, D] fp32 (fp64 with fp64 gates) or None = zeros.
     resets bool [B, T] or None: the state is zeroed before step t (a document starts at t).
+    bias: None, or like a row of gates, of any float dtype: what gates have already, for its gradient alone
+    (kernels/bias.py); in triton that adds no pass over the gradient of gates.
     Returns h [B, T, D] in the dtype of gates and c_last [B, D] in the state dtype. Gradients to gates and c0.
     impl: auto, eager, native (C on a CPU; fp32, bf16), triton (fp32, bf16, fp16) or reference. auto is triton on
     CUDA, native on a CPU where a C compiler is found, else eager; a name never falls back.
@@ -44,6 +48,9 @@ def qlstm(
     B, T, _, D = gates.shape
     want_state("qlstm", "c0", c0, (B, D), gates)
     want_resets("qlstm", resets, (B, T), gates)
+    want_bias("qlstm", "bias", bias, gates, 2)
+    if impl != "triton":
+        gates, bias = received(gates, bias), None
     if impl == "reference":
         return reference.qlstm(gates, c0, resets, forget_offset, coupled)
-    return registered.qlstm(gates, c0, resets, forget_offset, impl)
+    return registered.qlstm(gates, bias, c0, resets, forget_offset, impl)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hotplate.kernels.bias import room_for
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.direct import direct
 
-# An implementation is a module with `saved_shape`, `forward` and `backward`; triton's is imported when it is asked for.
+# An implementation is a module with `saved_shape`, `forward` and `backward`; triton's is imported when it is asked for,
+# and its `backward` alone takes room for the gradient of a bias.
 MODULES = {
     name: f"hotplate.kernels.qlstm.{file}"
     for name, file in (("eager", "eager"), ("native", "native"), ("triton", "streaming"))
@@ -26,15 +28,27 @@ def _module(impl: str) -> ModuleType:
 
 @torch.library.custom_op("hotplate::qlstm", mutates_args=())
 def forward(
-    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, impl: str, saving: bool
+    gates: Tensor,
+    bias: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+    impl: str,
+    saving: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h [B, T, D], c_last [B, D], and what the backward of `impl` needs (empty unless saving)."""
+    """h [B, T, D], c_last [B, D], and what the backward of `impl` needs (empty unless saving). bias is for that."""
     return _module(impl).forward(gates, c0, resets, forget_offset, saving)
 
 
 @forward.register_fake
 def _(
-    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, impl: str, saving: bool
+    gates: Tensor,
+    bias: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    forget_offset: float,
+    impl: str,
+    saving: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, _, D = gates.shape
     wide = state_dtype(gates.dtype)
@@ -47,13 +61,16 @@ def backward(
     dh: Tensor,
     dc_last: Tensor | None,
     gates: Tensor,
+    bias: Tensor | None,
     saved: Tensor,
     resets: Tensor | None,
     forget_offset: float,
     impl: str,
-) -> tuple[Tensor, Tensor]:
-    """dgates (contiguous, in the dtype of gates) and dc0 [B, D]."""
-    return _module(impl).backward(dh, dc_last, gates, saved, resets, forget_offset)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dgates (contiguous, in the dtype of gates), dc0 [B, D], and the gradient of a bias, empty without one."""
+    dbias = room_for(bias, gates)
+    room = () if bias is None else (dbias,)
+    return *_module(impl).backward(dh, dc_last, gates, saved, resets, forget_offset, *room), dbias
 
 
 @backward.register_fake
@@ -61,41 +78,43 @@ def _(
     dh: Tensor,
     dc_last: Tensor | None,
     gates: Tensor,
+    bias: Tensor | None,
     saved: Tensor,
     resets: Tensor | None,
     forget_offset: float,
     impl: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     B, _, _, D = gates.shape
     dgates = torch.empty_like(gates, memory_format=torch.contiguous_format)
-    return dgates, gates.new_empty(B, D, dtype=saved.dtype)
+    return dgates, gates.new_empty(B, D, dtype=saved.dtype), room_for(bias, gates)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    gates, _, resets, ctx.forget_offset, ctx.impl, saving = inputs
+    gates, bias, _, resets, ctx.forget_offset, ctx.impl, saving = inputs
     ctx.set_materialize_grads(False)  # zeros for the saved tensor would cost as much as it does
-    ctx.save_for_backward(gates, output[2], resets)
+    ctx.save_for_backward(gates, bias, output[2], resets)
 
 
 def _differentiate(ctx: Any, dh: Tensor | None, dc_last: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    gates, saved, resets = ctx.saved_tensors
+    gates, bias, saved, resets = ctx.saved_tensors
     B, T, _, D = gates.shape
     dh = gates.new_zeros(B, T, D) if dh is None else dh.contiguous()
     dc_last = None if dc_last is None else dc_last.contiguous()
-    dgates, dc0 = direct(backward)(dh, dc_last, gates, saved, resets, ctx.forget_offset, ctx.impl)
-    return dgates, dc0 if ctx.needs_input_grad[1] else None, None, None, None, None
+    dgates, dc0, dbias = direct(backward)(dh, dc_last, gates, bias, saved, resets, ctx.forget_offset, ctx.impl)
+    of_bias = None if bias is None else dbias
+    return dgates, of_bias, dc0 if ctx.needs_input_grad[2] else None, None, None, None, None
 
 
 torch.library.register_autograd("hotplate::qlstm", _differentiate, setup_context=_setup_context)
 
 
 def qlstm(
-    gates: Tensor, c0: Tensor | None, resets: Tensor | None, forget_offset: float, impl: str
+    gates: Tensor, bias: Tensor | None, c0: Tensor | None, resets: Tensor | None, forget_offset: float, impl: str
 ) -> tuple[Tensor, Tensor]:
     """See op.py. Only the eager form reads other strides than contiguous ones."""
     saving = torch.is_grad_enabled() and (gates.requires_grad or (c0 is not None and c0.requires_grad))
     if impl != "eager":
         gates = gates.contiguous()
         c0, resets = (None if x is None else x.contiguous() for x in (c0, resets))
-    h, c_last, _ = direct(forward)(gates, c0, resets, forget_offset, impl, saving)
+    h, c_last, _ = direct(forward)(gates, bias, c0, resets, forget_offset, impl, saving)
     return h, c_last

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hotplate.kernels.activations import approximate_sigmoid, approximate_tanh, sigmoid, tanh
 from hotplate.kernels.launch import interpreting, launch
+from hotplate.kernels.sums import add_up
 
 SPAN = 8  # K; 16 spills in the backward
 COLUMNS_PER_WARP = 64  # two per lane: a row's load fills a 128-byte line in 16 bits
@@ -89,10 +90,11 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def backward_kernel(
-    gates, resets, checkpoints, dh, dc_last, dgates, dc0, product, T, D, offset,
+    gates, resets, checkpoints, dh, dc_last, dgates, dc0, product, parts, T, D, offset,
     N: tl.constexpr, K: tl.constexpr, BD: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Replays a span from its checkpoint, then walks it back. resets and dc_last may be None.
+    """Replays a span from its checkpoint, then walks it back. resets, dc_last and parts may be None: parts [rows, N, D]
+    are sums of dgates over T.
 
     The first pass of segments gives product [B, D], filled with the product of f, in the place of dgates.
     """
@@ -105,6 +107,8 @@ def backward_kernel(
     if dc_last is not None:
         carry = tl.load(dc_last + row * D + column, mask=inside, other=0.0)
     kept = tl.full([BD], 1.0, tl.float32)
+    sum_i, sum_f = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
+    sum_z, sum_o = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
     for back in range(0, spans):
         span = spans - 1 - back
         first = row * T + span * K
@@ -142,12 +146,22 @@ def backward_kernel(
                 at = dgates + first * (N * D) + k * (N * D) + column
                 element = dgates.dtype.element_ty
                 if N == 4:
-                    tl.store(at, (dc * z * (i * (1.0 - i))).to(element), mask=inside & here)
-                    tl.store(at + D, (dc * before[k] * (f * (1.0 - f))).to(element), mask=inside & here)
+                    da_i = dc * z * (i * (1.0 - i))
+                    da_f = dc * before[k] * (f * (1.0 - f))
+                    tl.store(at, da_i.to(element), mask=inside & here)
+                    tl.store(at + D, da_f.to(element), mask=inside & here)
                 else:
-                    tl.store(at, (dc * (before[k] - z) * (f * i)).to(element), mask=inside & here)
-                tl.store(at + (N - 2) * D, (dc * i * (1.0 - z * z)).to(element), mask=inside & here)
-                tl.store(at + (N - 1) * D, (d * tanh_c * (o * (1.0 - o))).to(element), mask=inside & here)
+                    da_f = dc * (before[k] - z) * (f * i)
+                    tl.store(at, da_f.to(element), mask=inside & here)
+                da_z, da_o = dc * i * (1.0 - z * z), d * tanh_c * (o * (1.0 - o))
+                tl.store(at + (N - 2) * D, da_z.to(element), mask=inside & here)
+                tl.store(at + (N - 1) * D, da_o.to(element), mask=inside & here)
+                if parts is not None:
+                    if N == 4:
+                        sum_i = tl.where(here, sum_i + da_i, sum_i)
+                    sum_f = tl.where(here, sum_f + da_f, sum_f)
+                    sum_z = tl.where(here, sum_z + da_z, sum_z)
+                    sum_o = tl.where(here, sum_o + da_o, sum_o)
             next_carry = f * dc
             if resets is not None:
                 next_carry = tl.where(starts[k] != 0, 0.0, next_carry)
@@ -159,6 +173,13 @@ def backward_kernel(
     if product is not None:
         tl.store(product + row * D + column, kept, mask=inside)
     tl.store(dc0 + row * D + column, carry, mask=inside)
+    if parts is not None:
+        at = parts + row * (N * D) + column
+        if N == 4:
+            tl.store(at, sum_i, mask=inside)
+        tl.store(at + (N - 3) * D, sum_f, mask=inside)
+        tl.store(at + (N - 2) * D, sum_z, mask=inside)
+        tl.store(at + (N - 1) * D, sum_o, mask=inside)
 
 
 def _launch(kernel: triton.runtime.JITFunction, gates: Tensor, *arguments: object, **constants: object) -> None:
@@ -216,17 +237,26 @@ def forward(
 
 
 def backward(
-    dh: Tensor, dc_last: Tensor | None, gates: Tensor, saved: Tensor, resets: Tensor | None, forget_offset: float
+    dh: Tensor,
+    dc_last: Tensor | None,
+    gates: Tensor,
+    saved: Tensor,
+    resets: Tensor | None,
+    forget_offset: float,
+    dbias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dgates like gates, dc0 [B, D]."""
+    """dgates like gates, dc0 [B, D]; fills dbias [N, D], of numbers side by side."""
     B, T, N, D = gates.shape
     S = segments(B, T, D)
     rows, starts = gates.view(B * S, T // S, N, D), _bytes(resets)
     dgates, dc0 = torch.empty_like(gates), gates.new_empty(B, S, D, dtype=torch.float32)
+    parts = None if dbias is None else gates.new_empty(B * S, N * D, dtype=torch.float32)
     sizes = T // S, D, forget_offset
     if S > 1:
         product = torch.empty_like(dc0)
-        _launch(backward_kernel, rows, starts, saved, dh, None, None, dc0, product, *sizes, **BACKWARD)
+        _launch(backward_kernel, rows, starts, saved, dh, None, None, dc0, product, None, *sizes, **BACKWARD)
         dc_last = _chained(dc_last, product, dc0, range(S - 1, -1, -1))
-    _launch(backward_kernel, rows, starts, saved, dh, dc_last, dgates, dc0, None, *sizes, **BACKWARD)
+    _launch(backward_kernel, rows, starts, saved, dh, dc_last, dgates, dc0, None, parts, *sizes, **BACKWARD)
+    if dbias is not None and parts is not None:
+        add_up(parts, dbias, opaque=True)
     return dgates, dc0[:, 0].clone()

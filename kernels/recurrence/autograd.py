@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hotplate.kernels.bias import received, room_for
 from hotplate.kernels.checks import state_dtype
 from hotplate.kernels.direct import direct
 
@@ -27,20 +28,22 @@ class Form:
     dtype for the backward, of the shapes kept(B, T, H, K); both are empty unless keep.
     backward(dh, dh_last, dc_last, h, first, second, gates, recurrent, h0, c0, resets, forget_offset) -> dpre
     [B, T, 4, H, K], drecurrent, dh0, dc0; gates is None unless needs_gates, dh_last and dc_last are None for zeros.
+    Where it is biased, one more argument may be dbias [4, H, K], of any float dtype, which it fills with dpre's sum
+    over rows and steps.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     kept: Callable[[int, int, int, int], Shapes]
     needs_gates: bool = False
+    biased: bool = False
 
 
 def before_each_step(h: Tensor, h0: Tensor | None, resets: Tensor | None, dtype: torch.dtype) -> Tensor:
     """k_t h_{t-1} [B, T, H, K] in `dtype`, from h [B, T, H, K] as the forward stored it."""
-    before = torch.zeros_like(h, dtype=dtype, memory_format=torch.contiguous_format)
+    before = torch.empty_like(h, dtype=dtype, memory_format=torch.contiguous_format)
     before[:, 1:] = h[:, :-1]
-    if h0 is not None:
-        before[:, 0] = h0.to(h.dtype)
+    before[:, 0] = 0 if h0 is None else h0.to(h.dtype)
     return before if resets is None else before.masked_fill_(resets[:, :, None, None], 0)
 
 
@@ -52,14 +55,14 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.baddbmm_(left, right)
 
 
-def recurrent_gradient(h: Tensor, h0: Tensor | None, resets: Tensor | None, dpre: Tensor, like: Tensor) -> Tensor:
+def recurrent_gradient(before: Tensor, dpre: Tensor, like: Tensor) -> Tensor:
     """dR_g = sum over rows and steps of (k_t h_{t-1})^T da_g: [4, R, K, K] in the dtype of `like`, summed in one order.
 
-    dpre [B, T, 4, H, K], in whose dtype the products take their operands.
+    before [B, T, H, K], as before_each_step gives it, and dpre [B, T, 4, H, K] of one dtype.
     """
-    B, T, H, K = h.shape
+    B, T, H, K = before.shape
     N = B * T
-    left = before_each_step(h, h0, resets, dpre.dtype).view(N, H, K).permute(1, 2, 0)
+    left = before.view(N, H, K).permute(1, 2, 0)
     right = dpre.permute(3, 0, 1, 2, 4).reshape(H, N, 4 * K)
     total = right.new_zeros(H, K, 4 * K)
     # One chain of N terms would lose more digits than autograd, which adds up T sums of B terms.
@@ -73,16 +76,18 @@ def recurrent_gradient(h: Tensor, h0: Tensor | None, resets: Tensor | None, dpre
 
 
 def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """(gates, recurrent, h0, c0, resets, forget_offset, impl) -> h, h_last, c_last through torch.ops.hotplate.<room>.
+    """(gates, recurrent, h0, c0, resets, forget_offset, impl, bias) -> h, h_last, c_last through
+    torch.ops.hotplate.<room>. bias [4, H, K] or None is what gates have already, for its gradient alone.
 
     form: the form that an impl names, asked for when it runs: Triton's is imported no sooner.
-    h comes in the dtype of gates, the states in the state dtype. Gradients to gates, recurrent, h0 and c0; a second
-    derivative raises.
+    h comes in the dtype of gates, the states in the state dtype. Gradients to gates, bias, recurrent, h0 and c0; a
+    second derivative raises.
     """
 
     @torch.library.custom_op(f"hotplate::{room}", mutates_args=())
     def run(
         gates: Tensor,
+        bias: Tensor | None,
         recurrent: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
@@ -95,7 +100,15 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
 
     @run.register_fake
     def _(
-        gates: Tensor, recurrent: Any, h0: Any, c0: Any, resets: Any, forget_offset: Any, impl: str, keep: bool
+        gates: Tensor,
+        bias: Any,
+        recurrent: Any,
+        h0: Any,
+        c0: Any,
+        resets: Any,
+        forget_offset: Any,
+        impl: str,
+        keep: bool,
     ) -> Any:
         B, T, _, H, K = gates.shape
         wide = state_dtype(gates.dtype)
@@ -112,29 +125,35 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
         first: Tensor,
         second: Tensor,
         gates: Tensor | None,
+        bias: Tensor | None,
         recurrent: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
         resets: Tensor | None,
         forget_offset: float,
         impl: str,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         saved = (h, first, second, gates, recurrent, h0, c0, resets)
-        return form(impl).backward(dh, dh_last, dc_last, *saved, forget_offset)
+        dbias = room_for(bias, h)
+        room = () if bias is None else (dbias,)
+        dpre, drecurrent, dh0, dc0 = form(impl).backward(dh, dh_last, dc_last, *saved, forget_offset, *room)
+        return dpre, dbias, drecurrent, dh0, dc0
 
     @run_backward.register_fake
     def _(
-        dh: Any, dh_last: Any, dc_last: Any, h: Tensor, first: Any, second: Any, gates: Any, recurrent: Tensor, *_: Any
-    ) -> Any:
+        dh: Any, dh_last: Any, dc_last: Any, h: Tensor, first: Any, second: Any, gates: Any, bias: Any,
+        recurrent: Tensor, *_: Any,
+    ) -> Any:  # fmt: skip
         B, T, H, K = h.shape
         states = [h.new_empty(B, H, K, dtype=state_dtype(h.dtype)) for _ in range(2)]
-        return h.new_empty(B, T, 4, H, K), torch.empty_like(recurrent, memory_format=torch.contiguous_format), *states
+        drecurrent = torch.empty_like(recurrent, memory_format=torch.contiguous_format)
+        return h.new_empty(B, T, 4, H, K), room_for(bias, h), drecurrent, *states
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        gates, recurrent, h0, c0, resets, forget_offset, impl, _ = inputs
+        gates, bias, recurrent, h0, c0, resets, forget_offset, impl, _ = inputs
         h, _, _, first, second = output
         kept_gates = gates if form(impl).needs_gates else None
-        ctx.save_for_backward(h, first, second, kept_gates, recurrent, h0, c0, resets)
+        ctx.save_for_backward(h, first, second, kept_gates, bias, recurrent, h0, c0, resets)
         ctx.forget_offset, ctx.impl = forget_offset, impl
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(first, second)
@@ -156,10 +175,13 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
         resets: Tensor | None,
         forget_offset: float,
         impl: str,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if bias is not None and not form(impl).biased:
+            gates, bias = received(gates, bias), None
         leaves = (gates, recurrent, h0, c0)
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-        h, h_last, c_last, _, _ = direct(run)(gates, recurrent, h0, c0, resets, forget_offset, impl, keep)
+        h, h_last, c_last, _, _ = direct(run)(gates, bias, recurrent, h0, c0, resets, forget_offset, impl, keep)
         return h, h_last, c_last
 
     return call

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hotplate.kernels.checks import state_dtype
-from hotplate.kernels.recurrence.autograd import Form, Shapes, add_product, recurrent_gradient
+from hotplate.kernels.recurrence.autograd import Form, Shapes, add_product, before_each_step, recurrent_gradient
 from hotplate.kernels.recurrence.resets import steps_that_reset
 
 _ORDER = (3, 0, 1, 2)  # block of (i, f, z, o) held at each place of (o, i, f, z)
@@ -162,7 +162,7 @@ def backward(
     ordered = act.new_empty(B, T, 4, H, K)
     for place, block in enumerate(_ORDER):
         ordered[:, :, block].copy_(dpre[:, :, :, place].permute(2, 0, 1, 3))
-    drecurrent = recurrent_gradient(h, h0, resets, ordered, recurrent)
+    drecurrent = recurrent_gradient(before_each_step(h, h0, resets, ordered.dtype), ordered, recurrent)
     dgates = ordered.to(h.dtype)
     return dgates, drecurrent, dh0.transpose(0, 1).contiguous(), dc0.transpose(0, 1).contiguous()
 

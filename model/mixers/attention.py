@@ -43,11 +43,12 @@ class Attention(nn.Module):
         """x [B, T, D] -> update [B, T, D]. A state with `k` and `v` [B, S, G, K] is a cache: it grows by T steps."""
         B, T, _ = x.shape
         heads, groups, K = self.mixer.heads, self.mixer.groups, self.mixer.head_width
-        qkv = self.qkv(x).view(B, T, heads + 2 * groups, K)
         norms = (self.q_norm.weight, self.k_norm.weight) if self.mixer.qk_norm else ()
         if not (norms or rows.rotation or "k" in state or rows.forks is not None):
-            y = self_attention(qkv, heads, rows.documents, impl=self.mixer.impl)
+            qkv, bias = self.qkv.before(x, heads + 2 * groups, K)
+            y = self_attention(qkv, heads, rows.documents, bias=bias, impl=self.mixer.impl)
             return self.out(y.reshape(B, T, heads * K)), state
+        qkv = self.qkv(x).view(B, T, heads + 2 * groups, K)
         q, k, v = cut_heads(qkv, heads, rows.rotation, *norms, eps=self.eps, impl=self.impl)
         if "k" in state:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)

@@ -53,11 +53,12 @@ class QuasiLSTM(Recurrent):
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
         """x [B, T, D] -> update [B, T, D]; state `c` [B, H * K] fp32."""
         mixer = self.mixer
-        gates = self.gates(x).unflatten(-1, (self.gate_count, mixer.width))
+        gates, bias = self.gates.before(x, self.gate_count, mixer.width)
         h, c = qlstm(
             gates,
             state["c"],
             rows.resets,
+            bias=bias,
             forget_offset=mixer.forget_offset,
             coupled=mixer.coupled,
             impl=mixer.impl,
@@ -83,13 +84,14 @@ class GatedByState(Recurrent):
     def forward(self, x: Tensor, rows: Rows, state: LayerState) -> tuple[Tensor, LayerState]:
         """x [B, T, D] -> update [B, T, D]; state `h` and `c` [B, *features] fp32."""
         features = self.state_shapes()["h"]
-        gates = self.gates(x).unflatten(-1, (4, *features))
+        gates, bias = self.gates.before(x, 4, *features)
         h, h_last, c_last = self.operation(
             gates,
             self.recurrent.to(gates.dtype),
             state["h"],
             state["c"],
             rows.resets,
+            bias=bias,
             forget_offset=self.mixer.forget_offset,
             impl=self.mixer.impl,
         )

@@ -190,6 +190,22 @@ def test_parts_of_one_projection_give_what_they_give_alone(H, G, options, dtype)
     assert_bitwise("gradient", found, torch.cat(torch.autograd.grad(apart, leaves, upstream), dim=2))
 
 
+@pytest.mark.parametrize(("H", "G", "options"), [(4, 2, {}), (2, 2, {"window": 9, "softcap": 3.0})])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("K", [16, 24])
+def test_the_gradient_of_a_projections_bias_is_the_sum_over_positions(H, G, options, dtype, K):
+    edges = packing(0, 5, 5, 33, 40)
+    drawn = [torch.randn(2, 20, H + 2 * G, K).to(dtype), torch.randn(H + 2 * G, K).to(dtype)]
+
+    def form(impl):
+        return lambda qkv, bias: self_attention(qkv, H, edges, bias=bias, impl=impl, **options)
+
+    check(form("triton"), form("reference"), drawn)
+    upstream = [torch.randn(2, 20, H, K).to(dtype)]
+    for mine, other in zip(*(run(form("triton"), drawn, upstream) for _ in range(2)), strict=True):
+        assert_bitwise("again", mine, other)
+
+
 def test_blocks_that_a_layout_has_no_list_of_are_listed_by_the_pass(monkeypatch):
     edges = packing(0, 5, 5, 33, 40)
     leaves = [x.requires_grad_() for x in inputs(2, 20, 20, 2, 1, 16)]
@@ -223,7 +239,8 @@ def test_lists_hold_every_tile_once_with_the_deepest_first(block, short):
 def test_the_operator_of_one_projection_keeps_its_promises_to_torch():
     qkv = torch.randn(6, 4, 16, requires_grad=True)
     at = layout(packing(0, 2, 6), 1, 6)
-    arguments = (qkv, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None, 2)
+    bias = torch.randn(4, 16, requires_grad=True)
+    arguments = (qkv, bias, at.edges_q, at.edges_k, list(at.tiles_q), list(at.tiles_k), 0.25, None, None, 2)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(registered.joined, arguments, test_utils=checks)
 

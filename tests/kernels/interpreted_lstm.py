@@ -7,7 +7,7 @@ import pytest
 import torch
 from numerics import assert_bitwise, assert_resets_stop_a_nan, relative, run
 
-from hotplate.kernels.lstm import lstm, resident
+from hotplate.kernels.lstm import lstm, parallel, resident
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -100,6 +100,27 @@ def test_runs_repeat_bitwise():
         assert_bitwise("repetition", mine, other)
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("K", "heads"), [(5, 2), (16, 1)])
+def test_the_gradient_of_a_bias_is_the_sum_over_rows_and_steps(monkeypatch, dtype, K, heads):
+    """Stripes of several blocks of pairs, the last of them not full."""
+    monkeypatch.setattr(parallel, "PROGRAMS", 16)
+    monkeypatch.setattr(parallel, "PAIRS", dict.fromkeys(LIMITS, 16))
+    gates, *others = inputs(3, 14, 2, K, heads, dtype)
+    bias, resets = torch.randn(4, 2, K).to(dtype), resets_at(3, 14, (0, 3), (2, 0))
+    leaves, wide = ([x.to(d) for x in (gates, bias, *others)] for d in (dtype, torch.float64))
+    leaves[3:] = [x.float() for x in leaves[3:]]
+
+    def form(impl):
+        return lambda gates, bias, *rest: lstm(gates, *rest, resets, bias=bias, impl=impl)
+
+    upstream = [torch.randn(3, 14, 2, K).to(dtype), *torch.randn(2, 3, 2, K)]
+    mine = run(form("triton"), leaves, upstream)
+    for n, (ours, true) in enumerate(zip(mine, run(form("reference"), wide, upstream), strict=True)):
+        assert relative(ours, true) <= LIMITS[dtype], f"result {n}: relative error {relative(ours, true):.2e}"
+    assert_bitwise("again", mine[4], run(form("triton"), leaves, upstream)[4])
+
+
 def test_strides_do_not_matter():
     gates, recurrent, h0, c0 = inputs(2, 3, 2, 16, 2)
     strided = gates.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
@@ -115,8 +136,11 @@ def test_a_head_too_wide_for_one_multiprocessor_is_refused():
 
 
 def test_torch_accepts_the_operator():
-    leaves = [x.requires_grad_() for x in inputs(2, 2, 1, 16, 1)]
-    torch.library.opcheck(torch.ops.hotplate.lstm.default, (*leaves, resets_at(2, 2, (0, 1)), 0.5, "triton", True))
+    gates, *others = [x.requires_grad_() for x in inputs(2, 2, 1, 16, 1)]
+    bias = torch.randn(4, 1, 16, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.hotplate.lstm.default, (gates, bias, *others, resets_at(2, 2, (0, 1)), 0.5, "triton", True)
+    )
 
 
 def test_a_nan_does_not_outlive_a_reset():

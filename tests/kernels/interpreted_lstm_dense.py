@@ -81,8 +81,8 @@ def test_packed_documents_are_each_document_alone(width):
 @pytest.mark.parametrize("width", [D, 20])
 def test_torch_accepts_the_operator(width):
     gates, recurrent, h0, c0 = inputs(2, 2, width, torch.float32)
-    leaves = [x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None])]
-    torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (*leaves, None, 0.5, "triton", True))
+    gates, *others = (x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None]))
+    torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (gates, None, *others, None, 0.5, "triton", True))
 
 
 @pytest.mark.parametrize("width", [D, 20])

@@ -92,6 +92,22 @@ def test_segments_are_whole_spans_and_only_for_few_columns():
     assert streaming.segments(full // 64, 1024, 64) == 1 and streaming.segments(full // 64 - 1, 1024, 64) == 2
 
 
+@pytest.mark.parametrize(
+    ("B", "T", "dtype", "coupled"),
+    [(3, SPAN + 1, torch.float32, False), (1, 2 * SPAN, torch.float16, True), (2, 3, torch.bfloat16, False)],
+    ids=str,
+)
+def test_the_gradient_of_a_bias_is_the_sum_over_rows_and_steps(B, T, dtype, coupled):
+    """Segments of time among them."""
+    N, resets = 3 if coupled else 4, torch.rand(B, T) < 0.3
+
+    def biased(impl):
+        return lambda gates, bias: qlstm(gates, None, resets, bias=bias, coupled=coupled, impl=impl)
+
+    drawn = [torch.randn(B, T, N, 43).to(dtype), torch.randn(N, 43).to(dtype)]
+    check(biased("triton"), biased("reference"), drawn)
+
+
 def test_a_nan_shows():
     gates = torch.randn(1, 4, 4, 3)
     gates[0, 1, 1, 0] = torch.nan
@@ -112,5 +128,5 @@ CHEAP = ("test_schema", "test_faketensor")  # the others run the kernels again a
 def test_the_operator_keeps_its_promises_to_torch():
     from hotplate.kernels.qlstm.registered import forward
 
-    gates, c0 = (torch.randn(shape, requires_grad=True) for shape in ((1, 2, 4, 3), (1, 3)))
-    torch.library.opcheck(forward, (gates, c0, torch.rand(1, 2) < 0.5, 0.5, "triton", True), test_utils=CHEAP)
+    gates, bias, c0 = (torch.randn(shape, requires_grad=True) for shape in ((1, 2, 4, 3), (4, 3), (1, 3)))
+    torch.library.opcheck(forward, (gates, bias, c0, torch.rand(1, 2) < 0.5, 0.5, "triton", True), test_utils=CHEAP)

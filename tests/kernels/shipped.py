@@ -14,13 +14,14 @@ from hotplate.kernels.compiled import ARCHS, Compiled, compile_kernel
 IO = {
     "qlstm.streaming": ("gates", "h", "dh", "dgates"),
     "lstm_diagonal.streaming": ("gates", "h_out", "dh", "dgates"),
+    "lstm.parallel": ("gates", "recurrent", "h", "h0", "pre", "dgates"),
     "lstm.resident": ("gates", "recurrent", "h", "pre", "dh", "dgates"),
     "lstm_dense.steps": ("gates", "h", "dh_out", "dgates", "operand"),
     "lstm_dense.persistent": ("gates", "recurrent", "h", "exchange"),
-    "lstm_dense.persistent_backward": ("recurrent", "dh", "dgates"),
+    "lstm_dense.persistent_backward": ("gates", "recurrent", "dh", "dgates"),
 }
-TYPES = {"offset": "fp32", "flags": "*i32", "resets": "*u8"} | dict.fromkeys("TBHRKD", "i32")
-UNALIGNED = ("T", "B", "H", "R", "offset", "keep", "keep_stride")  # no multiples of 16, or not known to be
+TYPES = {"offset": "fp32", "flags": "*i32", "resets": "*u8"} | dict.fromkeys("TBHRKDS", "i32")
+UNALIGNED = ("T", "B", "H", "R", "S", "offset", "keep", "keep_stride")  # no multiples of 16, or not known to be
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448}  # what one program may take
 
@@ -73,13 +74,14 @@ def _streaming() -> Iterator[tuple[Any, ...]]:
         module = importlib.import_module(f"hotplate.kernels.{room}.streaming")
         base = {"K": module.SPAN, "BD": module.COLUMNS_PER_WARP * module.NUM_WARPS, "FAST": True, "N": 4}
         cases: list[tuple[str, str, str, Mapping[str, Any]]] = [
-            (kernel, "one pass", dtype, {"product": None})
+            (kernel, "one pass", dtype, {"product": None, **({"parts": None} if room == "qlstm" else {})})
             for kernel in ("forward_kernel", "backward_kernel")
             for dtype in ("bf16", "fp32")
         ]
         if room == "qlstm":
-            absent = {"forward_kernel": ("c0", "h", "checkpoints"), "backward_kernel": ("dc_last", "dgates")}
-            cases += [(kernel, "coupled", "bf16", {"product": None, "N": 3}) for kernel in absent]
+            absent = {"forward_kernel": ("c0", "h", "checkpoints"), "backward_kernel": ("dc_last", "dgates", "parts")}
+            cases += [(kernel, "coupled", "bf16", {"product": None, "N": 3, "parts": None}) for kernel in absent]
+            cases += [("backward_kernel", "bias", dtype, {"product": None}) for dtype in ("bf16", "fp32")]
             cases += [(kernel, "first pass", "bf16", dict.fromkeys(names)) for kernel, names in absent.items()]
         for kernel, label, dtype, changed in cases:
             constants = {**base, "HALF": dtype != "fp32", **changed}
@@ -87,16 +89,18 @@ def _streaming() -> Iterator[tuple[Any, ...]]:
 
 
 def _resident(arch: int) -> Iterator[tuple[Any, ...]]:
-    resident = importlib.import_module("hotplate.kernels.lstm.resident")
+    resident, parallel = (importlib.import_module(f"hotplate.kernels.lstm.{name}") for name in ("resident", "parallel"))
     base = {"BB": resident.ROWS, "STAGES": resident.STAGES, "FAST": True, "EVEN": True, "UPCAST": False}
     base["BD"] = resident.COLUMNS
     for width, dtype in ((32, "bf16"), (64, "bf16"), (64, "fp32"), (128, "bf16")):
         if arch == 80 and width == 128:
             continue  # its matrices do not fit; op.py does not launch it there
-        constants = {**base, "W": width, "HALF": dtype != "fp32", "BM": resident.PAIRS[DTYPES[dtype]]}
+        constants = {**base, "W": width, "HALF": dtype != "fp32", "BM": parallel.PAIRS[DTYPES[dtype]]}
         for kernel in ("forward_kernel", "backward_kernel"):
             yield "lstm.resident", kernel, f"K{width}", dtype, constants, resident.warps(width)
-        yield "lstm.resident", "preactivations_kernel", f"K{width}", dtype, constants, resident.PAIR_WARPS
+        yield "lstm.parallel", "preactivations_kernel", f"K{width}", dtype, constants, parallel.PAIR_WARPS
+        same = {**constants, "STAGES": parallel.STAGES[DTYPES[dtype]], "SHARED": False}
+        yield "lstm.parallel", "gradient_kernel", f"K{width}", dtype, same, parallel.warps(width)
     yield "lstm.resident", "cells_kernel", "", "bf16", base, 1
 
 
@@ -136,6 +140,8 @@ def everything() -> list[Shipped]:
                 options["launch_cooperative_grid"] = True
             if (module, kernel) == ("qlstm.streaming", "backward_kernel"):
                 options |= importlib.import_module("hotplate.kernels.qlstm.streaming").BACKWARD
+            if kernel == "gradient_kernel":
+                options |= importlib.import_module("hotplate.kernels.lstm.parallel").LIMITS
             frozen = tuple(sorted(constants.items())), warps, tuple(options.items())
             found.append(Shipped(module, kernel, label, dtype, arch, *frozen))
     return found

@@ -25,7 +25,15 @@ KERNELS = {
 }
 WALKED = {"forward": ("k", "v"), "keys": ("q", "dout"), "queries": ("k", "v")}
 OWNED = {"forward": ("q",), "keys": ("k", "v"), "queries": ("q", "dout")}
-SCALARS = {"scale": "fp32", "unit": "fp32", "bend": "fp32", "squeeze": "fp32", "lse": "*fp32", "pairs": "*fp32"}
+SCALARS = {
+    "scale": "fp32",
+    "unit": "fp32",
+    "bend": "fp32",
+    "squeeze": "fp32",
+    "lse": "*fp32",
+    "pairs": "*fp32",
+    "parts": "*fp32",
+}
 IN_DTYPE = ("q", "k", "v", "out", "dout", "dq", "dk", "dv")
 KIND = {"bf16": "16 bit", "fp32": "float32"}
 SHARED_BYTES = {80: 101376, 90: 232448, 100: 232448}  # a program's most; 80 stands also for 8.6, 8.9 and 12.0
@@ -44,10 +52,11 @@ class Shipped:
     window: bool = False
     softcap: bool = False
     summing: bool = False  # the pass `queries` in fp32, for delta
+    biased: bool = False  # with sums over rows, for a bias
     group: int = 1
 
     def __str__(self) -> str:
-        features = [name for name in ("window", "softcap", "summing") if getattr(self, name)]
+        features = [name for name in ("window", "softcap", "summing", "biased") if getattr(self, name)]
         features += [] if self.described else ["pointers"]
         return "-".join([self.name, f"K{self.K}", self.dtype, f"sm{self.arch}", f"group{self.group}", *features])
 
@@ -80,6 +89,12 @@ def shipped() -> list[Shipped]:
     made += [
         Shipped(name="queries", arch=arch, K=128, dtype="fp32", described=False, summing=True) for arch in (80, 90)
     ]
+    made += [
+        Shipped(name=name, arch=arch, K=K, described=arch > 80, biased=True)
+        for name in ("keys", "queries")
+        for arch in (80, 90, 100)
+        for K in widths
+    ]
     return made
 
 
@@ -110,6 +125,7 @@ def compiled(this: Shipped) -> Compiled:
         "FAST": True,
         "dlse": None,
         "SUMMING": this.summing,
+        **({} if this.biased else {"parts": None}),
     }
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
 
@@ -132,6 +148,7 @@ def compiled(this: Shipped) -> Compiled:
         num_warps=cut.warps,
         num_stages=cut.stages,
         divisible_by_16=[*aligned, "positions"],
+        **launches.limits(this.name, this.K, this.described, this.softcap),
     )
 
 

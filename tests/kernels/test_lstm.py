@@ -130,8 +130,8 @@ def test_a_gradient_of_many_terms_is_within_budget_on_any_threads(heads):
 @pytest.mark.parametrize("impl", ["eager", "native"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_torch_accepts_the_operator(impl, keep):
-    leaves = [x.requires_grad_(keep) for x in inputs(2, 3, 2, 8, 2)]
-    arguments = (*leaves, resets_at(2, 3, (0, 1)), 0.5, impl, keep)
+    gates, *others = [x.requires_grad_(keep) for x in inputs(2, 3, 2, 8, 2)]
+    arguments = (gates, None, *others, resets_at(2, 3, (0, 1)), 0.5, impl, keep)
     torch.library.opcheck(torch.ops.hotplate.lstm.default, arguments)
 
 

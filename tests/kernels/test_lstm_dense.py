@@ -127,8 +127,8 @@ def test_a_nan_does_not_outlive_a_reset(impl):
 @pytest.mark.parametrize("impl", ["eager", "native"])
 def test_torch_accepts_the_operator(impl):
     gates, recurrent, h0, c0 = inputs(2, 3, 8)
-    leaves = [x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None])]
-    torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (*leaves, None, 0.5, impl, True))
+    gates, *others = (x.requires_grad_() for x in (gates[:, :, :, None], recurrent[:, None], h0[:, None], c0[:, None]))
+    torch.library.opcheck(torch.ops.hotplate.lstm_dense.default, (gates, None, *others, None, 0.5, impl, True))
 
 
 def test_long_memory_keeps_its_gradient():

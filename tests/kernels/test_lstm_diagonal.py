@@ -207,11 +207,12 @@ def test_the_operators_keep_their_promises_to_torch(impl, dtype, resetting):
     resets = torch.rand(B, T) < 0.5 if resetting else None
     one_head = [leaves[0][:, :, :, None], leaves[1], leaves[2][:, None], leaves[3][:, None]]
     operator = torch.ops.hotplate.lstm_diagonal
-    torch.library.opcheck(operator.default, (*(x.clone().requires_grad_() for x in one_head), resets, 0.5, impl, True))
-    h, _, _, saved, second = operator(*one_head, resets, 0.5, impl, True)
+    first, *others = (x.clone().requires_grad_() for x in one_head)
+    torch.library.opcheck(operator.default, (first, None, *others, resets, 0.5, impl, True))
+    h, _, _, saved, second = operator(one_head[0], None, *one_head[1:], resets, 0.5, impl, True)
     dh, dh_last, dc_last = (g[:, :, None] if g.ndim == 3 else g[:, None] for g in upstream_of(B, T, D))
     upstream = dh.to(dtype), dh_last.to(wide), dc_last.to(wide)
-    arguments = (*upstream, h, saved, second, *one_head, resets, 0.5, impl)
+    arguments = (*upstream, h, saved, second, one_head[0], None, *one_head[1:], resets, 0.5, impl)
     torch.library.opcheck(torch.ops.hotplate.lstm_diagonal_backward.default, arguments)
 
 

@@ -52,17 +52,6 @@ def test_gradients_agree_with_differences(kind, impl):
 
 
 @pytest.mark.parametrize(("kind", "impl"), EVERY)
-def test_a_bias_that_x_has_already_gets_the_gradient_that_the_projection_would_give_it(kind, impl):
-    weight, bias, rows = torch.randn(8, 5), torch.randn(8), torch.randn(3, 4, 5)
-    leaves = [[x.clone().requires_grad_() for x in (weight, bias)] for _ in range(2)]
-    for (w, b), apart in zip(leaves, (False, True), strict=True):
-        x = F.linear(rows, w, b.detach() if apart else b)
-        activation(x, kind, b if apart else None, impl=impl).square().sum().backward()
-    for plain, apart in zip(*leaves, strict=True):
-        torch.testing.assert_close(apart.grad, plain.grad)
-
-
-@pytest.mark.parametrize(("kind", "impl"), EVERY)
 def test_strides_threads_and_blocks_do_not_matter(kind, impl):
     x, upstream = torch.randn(6, 40, 150), [torch.randn(6, 40, 75 if kind == "swiglu" else 150)]
     first = run(form(kind, impl), [x], upstream)

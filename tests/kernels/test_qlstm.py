@@ -229,10 +229,10 @@ def test_the_operators_keep_their_promises_to_torch(impl, dtype, resetting):
     gates = torch.randn(B, T, 4, D).to(dtype).requires_grad_()
     wide = torch.promote_types(dtype, torch.float32)
     c0, resets = torch.randn(B, D, dtype=wide, requires_grad=True), torch.rand(B, T) < 0.5 if resetting else None
-    torch.library.opcheck(forward, (gates, c0, resets, 0.5, impl, True))
-    saved = forward(gates.detach(), c0.detach(), resets, 0.5, impl, True)[2]
+    torch.library.opcheck(forward, (gates, None, c0, resets, 0.5, impl, True))
+    saved = forward(gates.detach(), None, c0.detach(), resets, 0.5, impl, True)[2]
     upstream = torch.randn(B, T, D).to(dtype), torch.randn(B, D, dtype=wide)
-    torch.library.opcheck(backward, (*upstream, gates.detach(), saved, resets, 0.5, impl))
+    torch.library.opcheck(backward, (*upstream, gates.detach(), None, saved, resets, 0.5, impl))
 
 
 @pytest.mark.parametrize("impl", ["auto", "eager", "native"])

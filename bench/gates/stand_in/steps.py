@@ -33,6 +33,7 @@ GPU = torch.device("cuda", 0)
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "_addmm_activation")
 # Of torch's operations that are no views, those that start nothing on the device.
 NOTHING = ("_unsafe_view", "detach", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "set_")
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations made of others, all of them
 WRITERS = ("copy_", "fill_", "zero_")  # do not read what they change
 # How names begin of torch.compile's kernels, and of those of their operands that are read and written.
 BY_COMPILER, IN_PLACE = "triton_", "in_out_ptr"
@@ -54,6 +55,9 @@ class Launches(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and func.has_kernel_for_dispatch_key(COMPOSITE):
+            with self:  # a body's reshape or contiguous comes whole, and may copy
+                return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         operands, made = (self._on_device(part) for part in ((args, kwargs), result))
         self.live.known(operands)
@@ -62,7 +66,8 @@ class Launches(TorchDispatchMode):
         works = made or (operands and func._schema.is_mutable)
         if func.namespace == "hotplate" or name in NOTHING or func.is_view or not works:
             return result  # a hotplate operator's launches are its body's, which has this mode again
-        self.moved += sum(x.nbytes for x in {id(x): x for x in operands + made}.values())
+        read = [] if name.startswith("new_") or name.endswith("_like") else operands
+        self.moved += sum(x.nbytes for x in {id(x): x for x in read + made}.values())
         if name.endswith("_") and name not in WRITERS:
             self.moved += sum(x.nbytes for x in self._on_device(args[0]))
         if name.rstrip("_") in PRODUCTS:
