@@ -74,12 +74,14 @@ def _recurrent(
     if weight is not None:
         leaves.append(_leaf(weight, dtype, device, weight[-1] ** -0.5))
     leaves += [_leaf((B, *gates[1:]), torch.float32, device) for _ in range(states)]
+    leaves.append(_leaf(gates, dtype, device))  # a bias, for its gradient alone
     resets = torch.rand(B, T, device=device) < 0.02
     resets[0, 0] = resets[-1, -1] = True
     resets[B // 2, T // 2 : T // 2 + 2] = True
 
     def call(*tensors: Tensor, impl: str) -> Any:
-        return op(*tensors, resets, impl=impl, **(options or {}))
+        *operands, bias = tensors
+        return op(*operands, resets, bias=bias, impl=impl, **(options or {}))
 
     return Case(f"{name} B{B} T{T} {list(gates)}", call, leaves)
 
@@ -113,8 +115,12 @@ def attentions(quick: bool, dtype: torch.dtype, device: str) -> Iterator[Case]:
                 qkv = _leaf((B, T, H + 2 * G, K), dtype, device)
                 apart = partial(attention, cu_seqlens=documents, return_lse=True, **features)
                 yield Case(f"attention {label}", apart, qkv.split([H, G, G], dim=2))
-                joined = partial(self_attention, heads=H, cu_seqlens=documents, **features)
-                yield Case(f"self_attention {label}", joined, [qkv])
+                joined = partial(_biased_attention, heads=H, cu_seqlens=documents, **features)
+                yield Case(f"self_attention {label}", joined, [qkv, _leaf((H + 2 * G, K), dtype, device)])
+
+
+def _biased_attention(qkv: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    return self_attention(qkv, bias=bias, **options)
 
 
 LOSSES: tuple[dict[str, Any], ...] = (
@@ -165,6 +171,12 @@ def activations(quick: bool, dtype: torch.dtype, device: str) -> Iterator[Case]:
         for kind in ("swiglu", "gelu", "relu2"):
             x = _leaf((M, 2 * F if kind == "swiglu" else F), dtype, device, 4.0)
             yield Case(f"mlp {kind} M{M} F{F}", partial(activation, kind=kind), [x])
+            biased = partial(_biased_activation, kind=kind)
+            yield Case(f"mlp {kind} bias M{M} F{F}", biased, [x, _leaf(x.shape[1:], dtype, device)])
+
+
+def _biased_activation(x: Tensor, bias: Tensor, *, kind: str, impl: str) -> Tensor:
+    return activation(x, kind, bias, impl=impl)
 
 
 def rotaries(quick: bool, dtype: torch.dtype, device: str) -> Iterator[Case]:
