@@ -39,6 +39,11 @@ class Axes:
         return self.matrix and not {"vocab", "position"} & set(self.names)
 
 
+def saves_a_pass(x: Tensor) -> bool:
+    """Whether what follows a projection of x makes the gradient of its bias: where Triton's forms do."""
+    return x.is_cuda
+
+
 class Linear(nn.Linear):
     """A projection that knows its axes: weight [sum(blocks), inputs], one block per stacked matrix."""
 
@@ -67,9 +72,8 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
     def before(self, x: Tensor, *shape: int) -> tuple[Tensor, Tensor | None]:
-        """The same, [..., *shape], and the bias [*shape] if what comes next has to make its gradient (kernels/bias.py):
-        on a GPU, where that saves a pass."""
-        left = self.bias is not None and x.is_cuda
+        """The same, [..., *shape], and the bias [*shape] if what comes next makes its gradient (kernels/bias.py)."""
+        left = self.bias is not None and saves_a_pass(x)
         y = linear(x, self.weight, self.bias.detach()) if left else self(x)
         bias = self.bias if left else None
         if not shape:

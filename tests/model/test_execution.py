@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import TINY, build, random_tokens, rows_of
 
+from hotplate.model import axes
 from hotplate.model.lm import LanguageModel
 
 
@@ -33,6 +34,20 @@ def test_recomputation_changes_rounding_alone_and_keeps_less(name: str) -> None:
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, **together)
     assert kept() < 0.8 * before
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_no_bias_loses_its_gradient_to_what_follows(monkeypatch, name: str, recompute: bool) -> None:
+    model = build(TINY[name])
+    expected = loss_and_gradients(model)
+    asked = []
+    monkeypatch.setattr(axes, "saves_a_pass", lambda x: asked.append(x) or True)
+    model.execute(recompute=recompute)
+    found = loss_and_gradients(model)
+    assert len(asked) >= (2 if TINY[name].bias == "all" else 0) * TINY[name].layers
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 @pytest.mark.parametrize("name", ["gpt", "qlstm", "lstm", "decoder"])
