@@ -1,9 +1,9 @@
 # mypy: disable-error-code="assignment"
-"""Causal attention over packed documents, backward, as three kernels without atomics: runs repeat bitwise.
+"""Causal attention over packed documents, backward, as two kernels without atomics: runs repeat bitwise.
 
-delta (16 bits): rowsum(dout out). queries: a program owns queries and walks over keys. keys: a program owns keys of one
-key head and walks over the queries of all heads that read it. Letters: M queries and N keys of a block, K head width,
-KP the power of two that holds it, H query heads. Importing this needs Triton.
+queries: a program owns queries and walks over keys. keys: a program owns keys of one key head and walks over the
+queries of all heads that read it. Letters: M queries and N keys of a block, K head width, KP the power of two that
+holds it, H query heads. Importing this needs Triton.
 """
 
 import triton
@@ -21,27 +21,6 @@ from hotplate.kernels.attention.walks import (
     store_rows,
     store_sum,
 )
-
-
-@triton.jit
-def delta_kernel(
-    out, dout, lse, dlse, pairs, positions, H, dout_row, dout_head,
-    R: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
-):  # fmt: skip
-    """pairs [H, positions, 2]: lse in powers of two, rowsum(dout out) - dlse. dlse may be None."""
-    block, head = tl.program_id(0) // H, (tl.program_id(0) % H).to(tl.int64)
-    first = block.to(tl.int64) * R
-    left = positions - first
-    o = load_rows(out, first, head * K, H * K, left, R, K, KP, False, True).to(tl.float32)
-    d = load_rows(dout, first, head * dout_head, dout_row, left, R, K, KP, False, True).to(tl.float32)
-    total = tl.sum(o * d, 1)
-    rows = tl.arange(0, R)
-    at = head * positions + first + rows
-    if dlse is not None:
-        total -= tl.load(dlse + at, mask=rows < left, other=0.0)
-    lse_row = tl.load(lse + at, mask=rows < left, other=0.0)
-    tl.store(pairs + 2 * at, 1.4426950408889634 * lse_row, mask=rows < left)
-    tl.store(pairs + 2 * at + 1, total, mask=rows < left)
 
 
 @triton.jit
@@ -184,18 +163,20 @@ def gather_queries(
 
 @triton.jit
 def queries_kernel(
-    q, k, v, dout, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
+    q, k, v, dout, out, dq, lse, dlse, pairs, edges_q, edges_k, tiles, positions, H,
     q_row, q_head, k_row, k_head, v_row, v_head, dout_row, dout_head, result_row, scale, unit, bend, squeeze, window,
     parts,
     GROUP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     DESCRIBED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     FAST: tl.constexpr, SUMMING: tl.constexpr,
 ):  # fmt: skip
-    """dq [positions, H, K], rows result_row apart; where SUMMING pairs instead: lse, rowsum(p dp) - dlse. Operands are
-    as in forward_kernel. parts [tiles, H, K], sums of dq over a tile's rows, may be None.
+    """dq [positions, H, K], rows result_row apart, and pairs [H, positions, 2]: lse in powers of two and delta,
+    rowsum(dout out) - dlse. Operands are as in forward_kernel. parts [tiles, H, K], sums of dq over a tile's rows, may
+    be None.
 
-    fp32 takes delta from here: this sum cancels against dp where one key has all the weight, and rowsum(dout out), of
-    other products in another order, does not. dlse may be None.
+    fp32 reads pairs of lse and rowsum(p dp) - dlse, which a launch before writes, SUMMING, and nothing else: that sum
+    cancels against dp where one key has all the weight, and rowsum(dout out), of other products in another order, does
+    not. dlse may be None.
     """
     tile, head = tl.program_id(0) // H, tl.program_id(0) % H
     document = tl.load(tiles + 2 * tile)
@@ -212,8 +193,17 @@ def queries_kernel(
             lse_row = tl.load(lse + at, mask=inside, other=float("inf"))
             delta_row = tl.zeros([M], tl.float32)
             acc = delta_row
-        else:
+        elif PRECISION == "ieee":
             lse_row, delta_row = load_pairs(pairs, wide * positions + row, left, M)
+            acc = tl.zeros([M, KP], tl.float32)
+        else:
+            lse_row = 1.4426950408889634 * tl.load(lse + at, mask=inside, other=float("inf"))
+            o_block = load_rows(out, row, wide * K, H * K, left, M, K, KP, False, True).to(tl.float32)
+            delta_row = tl.sum(o_block * d_block.to(tl.float32), 1)
+            if dlse is not None:
+                delta_row -= tl.load(dlse + at, mask=inside, other=0.0)
+            tl.store(pairs + 2 * at, lse_row, mask=inside)
+            tl.store(pairs + 2 * at + 1, delta_row, mask=inside)
             acc = tl.zeros([M, KP], tl.float32)
         column_k, column_v = wide // GROUP * k_head, wide // GROUP * v_head
         first, begin, full, last = keys_of(low, high, N, M, window, WINDOW)

@@ -18,13 +18,12 @@ from triton.tools.ragged_tma import create_ragged_descriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hotplate.kernels.attention import tiles as lists
-from hotplate.kernels.attention.kernel_backward import delta_kernel, keys_kernel, queries_kernel
+from hotplate.kernels.attention.kernel_backward import keys_kernel, queries_kernel
 from hotplate.kernels.attention.kernel_forward import forward_kernel
 from hotplate.kernels.launch import interpreting, launch, power_of_2
 from hotplate.kernels.sums import add_up
 
 LEAST_WIDTH = 16  # the narrowest product of the matrix units
-DELTA_ROWS, DELTA_WARPS = 32, 4
 DESCRIPTOR_ALIGNMENT = 16  # bytes, of a descriptor's base and strides
 LOG2_E = math.log2(math.e)
 
@@ -204,6 +203,7 @@ def backward(
     """Writes dq, dk and dv, the results: like q, k and v, heads side by side, rows of dk and of dv equally far apart;
     and their sums over positions, dbias [H + 2 Hkv, K]. saved: q, k, v, out and lse."""
     q, k, v, out, lse = saved
+    fp32 = q.dtype == torch.float32
     pairs = lse.new_empty(*lse.shape, 2)  # lse in the unit of scores, and delta
     dq, dk, dv = results
     tensors = {"q": q, "k": k, "v": v, "dout": dout}
@@ -211,13 +211,11 @@ def backward(
 
     def queries(summing: bool) -> Tensor | None:
         others: dict[str, Any] = {"dq": dq, "lse": lse, "dlse": dlse, "result_row": dq.stride(0), "SUMMING": summing}
-        sums = 0 if summing or dbias is None else 1
-        return _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, sums=sums, **others, **options)
+        others |= {"out": None if fp32 else out, "sums": 0 if summing or dbias is None else 1}
+        return _walk("queries", queries_kernel, tensors, ("k", "v"), tiles_q, **others, **options)
 
-    if q.dtype == torch.float32:
+    if fp32:
         queries(summing=True)
-    else:
-        _delta(out, dout, lse, dlse, pairs)
     of_queries = queries(summing=False)
     made: dict[str, Any] = {"dk": dk, "dv": dv, "result_row": dk.stride(0), "sums": 0 if dbias is None else 2}
     of_keys = _walk("keys", keys_kernel, tensors, ("q", "dout"), tiles_k, **made, **options)
@@ -225,16 +223,3 @@ def backward(
         for parts, result in zip((of_queries, of_keys), dbias.split([q.shape[1], 2 * k.shape[1]]), strict=True):
             assert parts is not None, "a pass that sums gives parts"
             add_up(parts, result, opaque=True)
-
-
-def _delta(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None, pairs: Tensor) -> None:
-    P, H, K = out.shape
-    launch(
-        delta_kernel,
-        out,
-        triton.cdiv(P, DELTA_ROWS) * H,
-        *(out, dout, lse, dlse, pairs, P, H, dout.stride(0), dout.stride(1)),
-        R=DELTA_ROWS,
-        num_warps=DELTA_WARPS,
-        **_padded(K),
-    )
