@@ -26,7 +26,7 @@ def _form(impl: str) -> autograd.Form:
     return native.form("lstm") if impl == "native" else eager.FORM
 
 
-_run = autograd.differentiable("lstm", _form)
+_run = autograd.differentiable("lstm", _form, biased=("triton",))
 
 
 @constant

@@ -271,4 +271,4 @@ def backward(
     return dgates, recurrent_gradient(h, h0, keep, dgates, recurrent, dbias), dh0, dc0
 
 
-FORM = Form(forward, backward, kept, needs_gates=True, biased=True)
+FORM = Form(forward, backward, kept, needs_gates=True)

@@ -5,7 +5,7 @@ rooms lstm and lstm_dense say what it computes. Torch sees one operator per room
 opcheck treat every form alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +28,14 @@ class Form:
     dtype for the backward, of the shapes kept(B, T, H, K); both are empty unless keep.
     backward(dh, dh_last, dc_last, h, first, second, gates, recurrent, h0, c0, resets, forget_offset) -> dpre
     [B, T, 4, H, K], drecurrent, dh0, dc0; gates is None unless needs_gates, dh_last and dc_last are None for zeros.
-    Where it is biased, one more argument may be dbias [4, H, K], of any float dtype, which it fills with dpre's sum
-    over rows and steps.
+    Forms named as biased (`differentiable`) take one more argument, dbias [4, H, K] of any float dtype, and fill it
+    with dpre's sum over rows and steps.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     kept: Callable[[int, int, int, int], Shapes]
     needs_gates: bool = False
-    biased: bool = False
 
 
 def before_each_step(h: Tensor, h0: Tensor | None, resets: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -75,11 +74,14 @@ def recurrent_gradient(before: Tensor, dpre: Tensor, like: Tensor) -> Tensor:
     return product.permute(2, 0, 1, 3).to(like.dtype).contiguous()
 
 
-def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def differentiable(
+    room: str, form: Callable[[str], Form], biased: Collection[str] = ()
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """(gates, recurrent, h0, c0, resets, forget_offset, impl, bias) -> h, h_last, c_last through
     torch.ops.hotplate.<room>. bias [4, H, K] or None is what gates have already, for its gradient alone.
 
-    form: the form that an impl names, asked for when it runs: Triton's is imported no sooner.
+    form: the form that an impl names, asked for when it runs: Triton's is imported no sooner. biased: impls whose forms
+    make the gradient of a bias; torch.compile traces this choice, so it asks no form.
     h comes in the dtype of gates, the states in the state dtype. Gradients to gates, bias, recurrent, h0 and c0; a
     second derivative raises.
     """
@@ -177,7 +179,7 @@ def differentiable(room: str, form: Callable[[str], Form]) -> Callable[..., tupl
         impl: str,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if bias is not None and not form(impl).biased:
+        if bias is not None and impl not in biased:
             gates, bias = received(gates, bias), None
         leaves = (gates, recurrent, h0, c0)
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)

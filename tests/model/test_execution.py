@@ -50,6 +50,18 @@ def test_no_bias_loses_its_gradient_to_what_follows(monkeypatch, name: str, reco
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.parametrize("name", ["gpt", "lstm_dense", "lstm_diagonal"])
+def test_nor_in_compiled_blocks(monkeypatch, name: str) -> None:
+    torch.compiler.reset()
+    model = build(TINY[name], torch.float32)
+    expected = loss_and_gradients(model)
+    monkeypatch.setattr(axes, "saves_a_pass", lambda x: True)
+    model.execute(compiled=True)
+    for mine, other in zip(loss_and_gradients(model), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("name", ["gpt", "qlstm", "lstm", "decoder"])
 def test_compiled_blocks_are_one_graph_each_and_agree(name: str) -> None:
     """fullgraph makes every graph break an error; operators in C stay calls of the graph."""
