@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("kernels", "model", "train", "bench")
 ARM_SECONDS = 0.15  # of one tree in a pair
 MOST_STEPS = 1000
+ATTEMPTS, PADDING = 3, 1000  # pairs of processes, and bytes by which each starts its heap later
 ALLOWED = "Slower:"  # begins a line of a commit message that accepts a slower step, and says why
 
 
@@ -40,11 +41,14 @@ class RatioConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """1 when a model is slower twice, with fresh processes the second time, and no commit since the base accepts it."""
+    """1 when a model is slower in each of so many pairs of processes and no commit since the base accepts it. At fixed
+    addresses two trees differ by where their memory lies, as often as they are timed: each pair has it elsewhere."""
     config = settings.parse(RatioConfig(), arguments, "hotplate bench ratio")
     with ExitStack() as stack:
         base = ROOT if config.self_test else stack.enter_context(_worktree(_revision(config.base)))
-        slower = [name for name in config.models if all(_slower(name, base, config.seconds, t) for t in range(2))]
+        slower = [
+            name for name in config.models if all(_slower(name, base, config.seconds, t) for t in range(ATTEMPTS))
+        ]
     if not slower:
         return 0
     accepted = "" if config.self_test else _git("log", f"{_revision(config.base)}..HEAD", "--format=%B")
@@ -57,7 +61,7 @@ def _slower(name: str, base: Path, seconds: float, attempt: int) -> bool:
     """One test with processes of its own. A tree in which a worker cannot run decides nothing."""
     with ExitStack() as stack:
         try:
-            other, head = (stack.enter_context(timed(tree, name)) for tree in (base, ROOT))
+            other, head = (stack.enter_context(timed(tree, name, attempt)) for tree in (base, ROOT))
         except InputError as error:
             say(f"{name}: inconclusive: {error}")
             return False
@@ -69,13 +73,15 @@ def _slower(name: str, base: Path, seconds: float, attempt: int) -> bool:
 
 
 @contextmanager
-def timed(tree: Path, name: str) -> Iterator[Callable[[int], float]]:
-    """Processor seconds of so many steps of `tree`, in a process of its own. InputError when it does not start."""
+def timed(tree: Path, name: str, attempt: int = 0) -> Iterator[Callable[[int], float]]:
+    """Processor seconds of so many steps of `tree`, in a process of its own, whose heap starts elsewhere for each
+    `attempt`. InputError when it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:
             Path(folder, "hotplate").mkdir(exist_ok=True)
             Path(folder, "hotplate", part).symlink_to(tree / part)
         calm = {"PYTHONPATH": folder, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        calm["HOTPLATE_PADDING"] = "." * (PADDING * attempt)  # strings of the environment lie on the heap
         command = [sys.executable, "-P", str(Path(worker.__file__).resolve()), name]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | calm)
