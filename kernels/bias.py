@@ -13,7 +13,7 @@ from torch import Tensor
 from hotplate.kernels.checks import want
 
 
-def want_bias(room: str, name: str, bias: Tensor | None, x: Tensor, axes: int) -> None:
+def want_bias(room: str, bias: Tensor | None, x: Tensor, axes: int) -> None:
     """ValueError unless bias is None or has the last `axes` axes of `x`, a floating dtype and the device."""
     if bias is None:
         return
@@ -21,7 +21,7 @@ def want_bias(room: str, name: str, bias: Tensor | None, x: Tensor, axes: int) -
     want(
         room,
         tuple(bias.shape) == shape and bias.is_floating_point() and bias.device == x.device,
-        f"{name} None or float {list(shape)} on {x.device}",
+        f"bias None or float {list(shape)} on {x.device}",
         f"{bias.dtype} {list(bias.shape)} on {bias.device}",
         "it is what was added to every row",
     )

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("kernels", "model", "train", "bench")
 ARM_SECONDS = 0.15  # of one tree in a pair
 MOST_STEPS = 1000
-ATTEMPTS, PADDING = 3, 1000  # pairs of processes, and bytes by which each starts its heap later
+PADDING = 1000  # bytes by which the heap of a second pair of processes starts later
 ALLOWED = "Slower:"  # begins a line of a commit message that accepts a slower step, and says why
 
 
@@ -41,14 +41,12 @@ class RatioConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """1 when a model is slower in each of so many pairs of processes and no commit since the base accepts it. At fixed
-    addresses two trees differ by where their memory lies, as often as they are timed: each pair has it elsewhere."""
+    """1 when a model is slower twice, with fresh processes the second time, and no commit since the base accepts it.
+    At fixed addresses trees differ by where memory lies as often as they are timed: the second time it is elsewhere."""
     config = settings.parse(RatioConfig(), arguments, "hotplate bench ratio")
     with ExitStack() as stack:
         base = ROOT if config.self_test else stack.enter_context(_worktree(_revision(config.base)))
-        slower = [
-            name for name in config.models if all(_slower(name, base, config.seconds, t) for t in range(ATTEMPTS))
-        ]
+        slower = [name for name in config.models if all(_slower(name, base, config.seconds, t) for t in range(2))]
     if not slower:
         return 0
     accepted = "" if config.self_test else _git("log", f"{_revision(config.base)}..HEAD", "--format=%B")

@@ -68,8 +68,8 @@ def configuration(name: str, like: Tensor, described: bool) -> Configuration:
 
 
 def limits(name: str, K: int, described: bool, softcap: bool) -> dict[str, int]:
-    """The most registers of the pass `name`, where the compiler takes more than it needs: of up to 64 features
-    `queries` has four programs on a multiprocessor with 128, three with the 148 of Triton 3.6 for sums over rows."""
+    """The most registers of the pass `name`, where the compiler takes more than it needs: of up to 64 features four
+    programs of `queries` fit a multiprocessor with 128, and Triton 3.6 would take more for sums over rows."""
     return {"maxnreg": 128} if name == "queries" and K <= 64 and described and not softcap else {}
 
 

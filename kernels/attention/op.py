@@ -106,7 +106,7 @@ def self_attention(
     facts = f"{list(qkv.shape)} with heads {heads}"
     fits = qkv.ndim == 4 and 0 < heads < qkv.shape[2] and (qkv.shape[2] - heads) % 2 == 0
     want("attention", fits, "qkv [B, T, H + 2 G, K] with heads = H", facts, "stack queries, keys, values by heads")
-    want_bias("attention", "bias", bias, qkv, 2)
+    want_bias("attention", bias, qkv, 2)
     call = _joined(qkv, heads, cu_seqlens, scale, window, softcap, bias)
     backend = choose(impl, call)
     if bias is not None and not backend.biased:

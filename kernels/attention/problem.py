@@ -59,6 +59,7 @@ class Call:
 
     def problem(self) -> Problem:
         (B, T, H, K), (S, Hkv) = self.q.shape, self.k.shape[1:3]
+        leaves = (self.q, self.k, self.v, self.bias)
         return Problem(
             B=B,
             T=T,
@@ -72,7 +73,7 @@ class Call:
             window=self.window is not None,
             softcap=self.softcap is not None,
             lse=self.lse,
-            gradient=torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v)),
+            gradient=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves),
             positive_scale=self.scale > 0,
         )
 

@@ -108,7 +108,7 @@ def lstm(
     want_state("lstm", "h0", h0, (B, H, K), gates)
     want_state("lstm", "c0", c0, (B, H, K), gates)
     want_resets("lstm", resets, (B, T), gates)
-    want_bias("lstm", "bias", bias, gates, 3)
+    want_bias("lstm", bias, gates, 3)
     impl = _choose(impl, gates)
     if impl == "reference":
         return reference.lstm(received(gates, bias), recurrent, h0, c0, resets, forget_offset)

@@ -23,7 +23,6 @@ from hotplate.kernels.sums import add_up
 PROGRAMS = 512  # a few per processor of any GPU: more would write more parts; not timed
 PAIRS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 16}  # BM; 64 pairs in fp32 spill
 PAIR_WARPS = 8  # of preactivations_kernel: four spill on compute capability 10 under Triton 3.6
-LIMITS = {"maxnreg": 255}  # without it ptxas stops at 80 or 128 registers for compute capability 10, and spills
 STAGES = {torch.bfloat16: 3, torch.float16: 3, torch.float32: 1}
 
 
@@ -135,13 +134,18 @@ def recurrent_gradient(
         SHARED=shared,
         UPCAST=interpreting(),
         num_warps=warps(K),
-        **LIMITS,
+        **limits(K),
     )
     drecurrent = recurrent.new_empty(recurrent.shape)
     add_up(parts, drecurrent, opaque=True)
     if dbias is not None and bias_parts is not None:
         add_up(bias_parts, dbias, opaque=True)
     return drecurrent
+
+
+def limits(K: int) -> dict[str, int]:
+    """Of wide heads: for compute capability 10 ptxas of Triton 3.6 stops at 128 registers otherwise, and spills."""
+    return {"maxnreg": 255} if K > 64 else {}
 
 
 def warps(K: int) -> int:

@@ -4,8 +4,8 @@ Letters: B rows, T steps, H heads, K head width, W that width padded to a block,
 needs Triton.
 
 forward_kernel holds what is sequential: one product per gate and step. The backward first recomputes all
-pre-activations from the stored h, then c (cells_kernel, parallel over columns), then walks back; dR is made afterwards
-(both in parallel.py). So h is all that the forward has to store.
+pre-activations from the stored h (parallel.py), then c (cells_kernel, parallel over columns), then walks back; dR is
+made afterwards (parallel.py). So h is all that the forward has to store.
 """
 
 import torch

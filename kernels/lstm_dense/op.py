@@ -72,7 +72,7 @@ def lstm_dense(
     want_state("lstm_dense", "h0", h0, (B, D), gates)
     want_state("lstm_dense", "c0", c0, (B, D), gates)
     want_resets("lstm_dense", resets, (B, T), gates)
-    want_bias("lstm_dense", "bias", bias, gates, 2)
+    want_bias("lstm_dense", bias, gates, 2)
     impl = choose_impl("lstm_dense", impl, gates)
     if impl == "reference":
         return reference.lstm_dense(received(gates, bias), recurrent, h0, c0, resets, forget_offset)

@@ -58,7 +58,7 @@ def lstm_diagonal(
     want_state("lstm_diagonal", "h0", h0, (B, D), gates)
     want_state("lstm_diagonal", "c0", c0, (B, D), gates)
     want_resets("lstm_diagonal", resets, (B, T), gates)
-    want_bias("lstm_diagonal", "bias", bias, gates, 2)
+    want_bias("lstm_diagonal", bias, gates, 2)
     if impl == "reference":
         return reference.lstm_diagonal(received(gates, bias), recurrent, h0, c0, resets, forget_offset)
     return forms.lstm_diagonal(gates, recurrent, h0, c0, resets, forget_offset, impl, bias)

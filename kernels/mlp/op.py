@@ -48,7 +48,7 @@ def activation(x: Tensor, kind: str, bias: Tensor | None = None, *, impl: str = 
     gated = kind == "swiglu"
     even = x.ndim > 0 and (not gated or x.shape[-1] % 2 == 0)
     want("mlp", even, "x [..., 2 F]" if gated else "x [..., F]", str(list(x.shape)), "swiglu stacks gate and value")
-    want_bias("mlp", "bias", bias, x, 1)
+    want_bias("mlp", bias, x, 1)
     if impl == "triton":
         made: Tensor = operator(*OPERATORS[impl])(x.contiguous(), kind, bias)
         return made

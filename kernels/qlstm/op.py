@@ -48,7 +48,7 @@ def qlstm(
     B, T, _, D = gates.shape
     want_state("qlstm", "c0", c0, (B, D), gates)
     want_resets("qlstm", resets, (B, T), gates)
-    want_bias("qlstm", "bias", bias, gates, 2)
+    want_bias("qlstm", bias, gates, 2)
     if impl != "triton":
         gates, bias = received(gates, bias), None
     if impl == "reference":

@@ -41,15 +41,8 @@ def forward(
 
 
 @forward.register_fake
-def _(
-    gates: Tensor,
-    bias: Tensor | None,
-    c0: Tensor | None,
-    resets: Tensor | None,
-    forget_offset: float,
-    impl: str,
-    saving: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gates: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    impl, saving = others[-2:]
     B, T, _, D = gates.shape
     wide = state_dtype(gates.dtype)
     saved = _module(impl).saved_shape(gates) if saving else (0,)
@@ -112,7 +105,7 @@ def qlstm(
     gates: Tensor, bias: Tensor | None, c0: Tensor | None, resets: Tensor | None, forget_offset: float, impl: str
 ) -> tuple[Tensor, Tensor]:
     """See op.py. Only the eager form reads other strides than contiguous ones."""
-    saving = torch.is_grad_enabled() and (gates.requires_grad or (c0 is not None and c0.requires_grad))
+    saving = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (gates, bias, c0))
     if impl != "eager":
         gates = gates.contiguous()
         c0, resets = (None if x is None else x.contiguous() for x in (c0, resets))

@@ -181,7 +181,7 @@ def differentiable(
     ) -> tuple[Tensor, Tensor, Tensor]:
         if bias is not None and impl not in biased:
             gates, bias = received(gates, bias), None
-        leaves = (gates, recurrent, h0, c0)
+        leaves = (gates, bias, recurrent, h0, c0)
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
         h, h_last, c_last, _, _ = direct(run)(gates, bias, recurrent, h0, c0, resets, forget_offset, impl, keep)
         return h, h_last, c_last

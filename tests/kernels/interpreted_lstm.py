@@ -119,6 +119,9 @@ def test_the_gradient_of_a_bias_is_the_sum_over_rows_and_steps(monkeypatch, dtyp
     for n, (ours, true) in enumerate(zip(mine, run(form("reference"), wide, upstream), strict=True)):
         assert relative(ours, true) <= LIMITS[dtype], f"result {n}: relative error {relative(ours, true):.2e}"
     assert_bitwise("again", mine[4], run(form("triton"), leaves, upstream)[4])
+    alone = leaves[1].clone().requires_grad_()
+    (found,) = torch.autograd.grad(form("triton")(leaves[0], alone, *leaves[2:]), alone, upstream)
+    assert_bitwise("nothing but the bias has a gradient", found, mine[4])
 
 
 def test_strides_do_not_matter():

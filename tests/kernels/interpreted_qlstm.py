@@ -106,6 +106,10 @@ def test_the_gradient_of_a_bias_is_the_sum_over_rows_and_steps(B, T, dtype, coup
 
     drawn = [torch.randn(B, T, N, 43).to(dtype), torch.randn(N, 43).to(dtype)]
     check(biased("triton"), biased("reference"), drawn)
+    alone = drawn[1].clone().requires_grad_()
+    with_others = run(lambda *x: biased("triton")(*x)[0], drawn, [torch.ones(B, T, 43, dtype=dtype)])[2]
+    (found,) = torch.autograd.grad(biased("triton")(drawn[0], alone)[0].sum(), alone)
+    assert_bitwise("nothing but the bias has a gradient", found, with_others)
 
 
 def test_a_nan_shows():

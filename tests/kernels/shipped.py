@@ -141,7 +141,7 @@ def everything() -> list[Shipped]:
             if (module, kernel) == ("qlstm.streaming", "backward_kernel"):
                 options |= importlib.import_module("hotplate.kernels.qlstm.streaming").BACKWARD
             if kernel == "gradient_kernel":
-                options |= importlib.import_module("hotplate.kernels.lstm.parallel").LIMITS
+                options |= importlib.import_module("hotplate.kernels.lstm.parallel").limits(constants["W"])
             frozen = tuple(sorted(constants.items())), warps, tuple(options.items())
             found.append(Shipped(module, kernel, label, dtype, arch, *frozen))
     return found

@@ -3,6 +3,7 @@ import torch
 
 from hotplate.kernels import native
 from hotplate.kernels.attention import self_attention
+from hotplate.kernels.attention.problem import Call
 from hotplate.kernels.bias import received
 from hotplate.kernels.lstm import lstm
 from hotplate.kernels.lstm_dense import lstm_dense
@@ -37,6 +38,14 @@ def test_it_gets_the_gradient_that_the_projection_would_give_it(name, impl):
         found += [y, *torch.autograd.grad(y.square().sum(), bias)]
     assert torch.equal(found[0], found[2])
     torch.testing.assert_close(found[1], found[3])
+
+
+def test_attention_knows_that_a_bias_alone_has_a_gradient():
+    """Backends without a backward pass are not for it."""
+    q, k = torch.ones(1, 2, 2, 8), torch.ones(1, 2, 1, 8)
+    options = {"documents": None, "scale": 1.0, "window": None, "softcap": None, "lse": False}
+    biases = [torch.zeros(4, 8, requires_grad=wanted) for wanted in (True, False)]
+    assert [Call(q=q, k=k, v=k, bias=bias, **options).problem().gradient for bias in biases] == [True, False]
 
 
 @pytest.mark.parametrize("name", OPS)
