@@ -49,7 +49,7 @@ setup(
             *("presets/*.toml", "published.toml", "studies/*.toml"),
             *("science/*.css", "science/*.toml", "speech/codebooks/*"),
         ],
-        "hotplate.bench": ["gates/*.json", "gates/stand_in/*.cpp"],
+        "hotplate.bench": ["gates/*.json", "stand_in/*.cpp"],
         "hotplate.kernels": ["*/native.c", "native/*.h", "*/*.json"],
     },
     install_requires=[

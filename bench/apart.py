@@ -1,10 +1,13 @@
-"""Work in a process of its own, forked: it inherits no heap that other work has left, and leaves none.
+"""Work in a process of its own: it inherits no heap that other work has left, and leaves none.
 
-For CPUs: the process that forks must itself compute nothing with threads or on a GPU, which a forked one cannot use.
+Forked, for CPUs, where the process that forks computes nothing itself: a fork of one that has computed with threads
+waits for them without end. Or started anew, which takes seconds, where it may have.
 """
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -64,7 +67,10 @@ def start(name: str, work: Callable[[], Callable[[Any], Any]]) -> Apart:
     return Apart(name, process, here)
 
 
-def computed_apart(name: str, function: Callable[[], Any]) -> Any:
-    """What `function` returns, computed in a process of its own."""
-    with start(name, lambda: lambda _: function()) as apart:
-        return apart.ask()
+def computed_anew(name: str, function: Callable[[], Any]) -> Any:
+    """What `function` returns, which can be pickled, as that can, from a new interpreter. Ended where that ends."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(function).result()
+        except BrokenProcessPool:
+            raise Ended(f"{name} ended without an answer") from None

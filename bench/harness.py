@@ -18,7 +18,8 @@ Provider = Callable[[Inputs], Sequence[Tensor]]
 
 # Providers that are this package's, by their names: they run as its trainer does, which keeps freed memory on a CPU
 # (train/heap.py). All others run as they are installed; or, where their names end with KEPT, with memory kept too.
-OURS = frozenset({"hotplate", "by row", *IMPLS})
+COMPILED = "hotplate, compiled"
+OURS = frozenset({"hotplate", COMPILED, "by row", *IMPLS})
 KEPT = ", memory kept"
 
 
@@ -41,6 +42,12 @@ class Case:
     tokens: int | None = None  # what tokens_per_s counts
     moved_bytes: int | None = None  # the least that must cross memory: operands once, results once
     flops: int | None = None
+    whole: bool = False  # a step as a trainer runs it: where a GPU waits for the host, that counts
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What rows of results have, too."""
+        return self.bench, self.name, dtype_name(self.dtype)
 
     def __str__(self) -> str:
         return f"{self.bench}[{self.name}-{self.device}-{dtype_name(self.dtype)}]"

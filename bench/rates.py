@@ -1,13 +1,14 @@
 """What a device was measured to do: the denominators of every floor."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 
-from hotplate.bench.apart import computed_apart
+from hotplate.bench.apart import computed_anew
 from hotplate.kernels.product import multiply, takes_halves
 
 TRIES = 15  # the best of them: a neighbour on the machine must not lower the rate
@@ -51,11 +52,19 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
     """
     if device == "cpu" and dtype.itemsize == 2 and not takes_halves(dtype):
         return measured_rates(device, torch.float32)
-    measure = partial(_measure, device, dtype)
-    return computed_apart("rates of the processor", measure) if device == "cpu" else measure()
+    if device != "cpu":
+        return _measure(device, dtype, GPU_SIDES, GPU_BYTES)
+    work = partial(_measure_with, torch.get_num_threads(), device, dtype, CPU_SIDES, CPU_BYTES)
+    return computed_anew("rates of the processor", work)
 
 
-def _measure(device: str, dtype: torch.dtype) -> Rates:
+def _measure_with(threads: int, *work: Any) -> Rates:
+    torch.set_num_threads(threads)
+    return _measure(*work)
+
+
+def _measure(device: str, dtype: torch.dtype, sides: Sequence[int], touched: int) -> Rates:
+    """Products of square matrices with each of `sides`, passes over memory of `touched` bytes."""
     large = device == "cuda"
 
     def best_seconds(call: Callable[[], object]) -> float:
@@ -76,6 +85,6 @@ def _measure(device: str, dtype: torch.dtype) -> Rates:
         forms = (lambda: torch.mm(left, right, out=out), lambda: multiply(left, right, out))
         return 2 * side**3 / min(map(best_seconds, forms))
 
-    kinds = passes(GPU_BYTES if large else CPU_BYTES, device)
+    kinds = passes(touched, device)
     memory = {kind: moved / best_seconds(call) for kind, (moved, call) in kinds.items()}
-    return Rates(memory, max(map(product_rate, GPU_SIDES if large else CPU_SIDES)))
+    return Rates(memory, max(map(product_rate, sides)))

@@ -1,6 +1,7 @@
 """Result files: a row per provider and case, with the machine behind it, one file per machine and date."""
 
 import json
+import os
 import statistics
 import typing
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,7 @@ class Row:
     flops_per_s: float | None = None
     tokens_per_s: float | None = None
     mtokens_per_hour: float | None = None  # whole steps: million tokens per accelerator-hour
+    host_ms: float | None = None  # GPU: what a call takes until all is asked of it
     peak_bytes: int | None = None  # above the start of a call: allocated on a GPU, resident on a CPU
 
     @property
@@ -76,6 +78,7 @@ def row(case: Case, provider: str, samples: Samples) -> Row:
         flops_per_s=None if case.flops is None else 1e3 * case.flops / median,
         tokens_per_s=tokens,
         mtokens_per_hour=tokens * 3600 / 1e6 if tokens is not None and case.bench == "step" else None,
+        host_ms=samples.host_ms,
         peak_bytes=samples.peak_bytes,
     )
 
@@ -92,10 +95,23 @@ def record(device: str) -> dict[str, object]:
 
 
 def write(path: Path, rows: Iterable[Row], machine: Mapping[str, object]) -> None:
-    """{"machine": {...}, "rows": [...]}; keys of a row are the fields of Row."""
+    """{"machine": {...}, "rows": [...]}; keys of a row are the fields of Row. All at once, in place of what was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {"machine": dict(machine), "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    fresh = path.with_name(f"{path.name}.part")
+    fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def continued(path: Path, machine: Mapping[str, Any]) -> list[Row]:
+    """The rows of a result file that go on with this machine's; none where there is no file. InputError where it was
+    another machine, revision or version of a package that made them."""
+    if not path.exists():
+        return []
+    before, rows = read(path)
+    if differs := [name for name in ("name", "device", "revision", "versions") if before.get(name) != machine[name]]:
+        raise InputError(f"{path}: its rows were made with another {differs[0]}; name a new file, or leave out --add")
+    return rows
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:

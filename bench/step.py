@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hotplate.bench import languini
-from hotplate.bench.harness import KEPT, Case, Provider
+from hotplate.bench.harness import COMPILED, KEPT, Case, Provider
 from hotplate.bench.peers import Build, Peer, peers
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig
@@ -35,7 +35,12 @@ OPTIMIZER_BYTES = 28
 HALVES = ("gpt-mini", "qlstm-mini", "lstm-mini", "decoder-micro")  # on a CPU also in bf16
 # The published LSTM: one recurrent matrix for all heads.
 SHARED = replace(PRESETS["lstm-mini"], mixer=replace(PRESETS["lstm-mini"].mixer, shared_recurrent=True))
+# Languini's models: on a CPU the smallest; on a GPU GPT-small and its like, in the order of what one asks first.
 LANGUINI = ("gpt-mini", "qlstm-mini", "lstm-mini", "lstm-dense-mini", "lstm-diagonal-mini")
+LANGUINI_SMALL = ("qlstm-small", "lstm-small", "lstm-dense-small", "lstm-diagonal-small")
+# Rows of which a float64 truth is made at once: attention's holds all scores, a recurrence's needs as many launches
+# for few rows as for all.
+TRUE_ROWS = {"attention": 4}
 # A language model over audio codes: the 0.5B decoder's blocks, a small vocabulary, windows of 1024.
 SPEECH = replace(PRESETS["decoder-0.5b"], vocab=502, context=1024)
 # Of decoder-360m without the norms of query and key heads, which Llama has no form for.
@@ -54,13 +59,16 @@ class Shape:
 
 
 def shapes(device: str, quick: bool) -> list[Shape]:
-    """Languini's mini models at 2 x 512 on a CPU, 32 x 512 on a GPU; a decoder; the speech shape, cut on a CPU.
+    """Languini's models, mini at 2 x 512 on a CPU, small at 32 x 512 on a GPU; a decoder; the speech shape, there all.
+
 
     In bf16 on a GPU, in fp32 on a CPU; there the first also in bf16 where that is the trainer's choice.
     """
     if device == "cuda":
-        found = [Shape(name, PRESETS[name], 32, 512) for name in LANGUINI]
-        found += [Shape("decoder-360m without head norms", DECODER, 16, 1024), Shape("speech", SPEECH, 16, 1024)]
+        found = [Shape("gpt-small", PRESETS["gpt-small"], 32, 512)]
+        found += [Shape("decoder-360m without head norms", DECODER, 16, 1024)]
+        found += [Shape(name, PRESETS[name], 32, 512) for name in LANGUINI_SMALL]
+        found += [Shape("speech", SPEECH, 16, 1024)]
     else:
         found = [Shape(name, PRESETS[name], 2, 512) for name in LANGUINI]
         if languini.loss_of(SHARED) is not None:
@@ -97,8 +105,9 @@ class Work:
         return self.updates[name]()
 
 
-def _update(model: LanguageModel, batch: Batch, precision: Precision) -> Update:
+def _update(model: LanguageModel, batch: Batch, precision: Precision, compiled: bool = False) -> Update:
     """Our step: [loss, gradient norm]."""
+    model.execute(compiled=compiled)
     targets = batch.tokens.numel()
     step = Step(model, Optimizer(model, ADAMW), Ranks(0, 1, batch.tokens.device), precision, targets)
 
@@ -137,6 +146,7 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
     config = shape.config
     dtype = torch.float32 if shape.precision == "fp32" else torch.bfloat16
     others = peers(config, device, quick)
+    forms = {"hotplate": False} | ({COMPILED: True} if device == "cuda" and not quick else {})
     kept = list(others)[:1] if device == "cpu" and adjustable() else []
 
     def build() -> LanguageModel:
@@ -144,19 +154,23 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
 
     def prepare() -> Work:
         batch = replace(random_batch(config, shape.B, shape.T, torch.device(device)), slots=None)
-        makers = {"hotplate": lambda: _update(build(), batch, shape.precision)}
+        makers = {name: partial(ours, compiled, batch) for name, compiled in forms.items()}
         makers |= {name: partial(peer, make, batch) for name, make in others.items()}
         return Work(batch, makers | {name + KEPT: makers[name] for name in kept})
+
+    def ours(compiled: bool, batch: Batch) -> Update:
+        return _update(build(), batch, shape.precision, compiled)
 
     def peer(make: Build, batch: Batch) -> Update:
         return _peer_update(make(build()), batch)
 
     def truth(work: Work) -> Sequence[Tensor]:
-        model = build().double()
-        output = model(work.batch)
-        loss = output.loss_sum / output.weight_sum
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        return [loss.detach(), torch.nn.utils.get_total_norm(gradients)]
+        model, losses = build().double(), []
+        for batch in work.batch.by_rows(TRUE_ROWS.get(config.mixer.kind, shape.B)):
+            losses.append(model(batch).loss_sum / work.batch.tokens.numel())
+            losses[-1].backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return [torch.stack(losses).sum().detach(), torch.nn.utils.get_total_norm(gradients)]
 
     tokens, costs = shape.B * shape.T, cost(config, shape.T)
     return Case(
@@ -166,9 +180,10 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
         dtype=dtype,
         prepare=prepare,
         truth=truth,
-        providers={name: _provider(name) for name in ("hotplate", *others, *(name + KEPT for name in kept))},
+        providers={name: _provider(name) for name in (*forms, *others, *(name + KEPT for name in kept))},
         tolerance=TOLERANCE[dtype],
         tokens=tokens,
         moved_bytes=costs.parameters * OPTIMIZER_BYTES,
         flops=costs.training_flops * tokens,
+        whole=True,
     )

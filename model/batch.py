@@ -4,6 +4,7 @@ Letters: B rows, T time steps of a row, S document slots, A attention steps (fix
 shapes never change).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -44,6 +45,12 @@ class Batch:
     def _map(self, function) -> "Batch":
         moved = {f.name: function(value) for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **moved)
+
+    def by_rows(self, count: int) -> Iterator["Batch"]:
+        """Batches of `count` rows, the last of what is left. Rows whose documents and state are their own: no
+        cu_seqlens, no slots, nothing of preference pairs."""
+        for start in range(0, self.rows, count):
+            yield self._map(lambda tensor, start=start: tensor[start : start + count])
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -10,9 +10,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from hotplate.bench import registry
+from hotplate.bench import registry, results
 from hotplate.train import settings
 from hotplate.train.console import say
+from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
 
 CASES = Path(__file__).resolve().parent.parent / "test_cases.py"
@@ -30,6 +31,16 @@ class Options:
     """Benchmarks to run; none: all of them."""
     json: Path | None = None
     """Where the rows go, figures beside; not given: bench/results/<machine>-<date>.json, nowhere with --quick."""
+    add: bool = False
+    """Keep the rows of --json's file, and time only cases that have none there."""
+    case: str = ""
+    """Only cases with this in their names."""
+    only: tuple[str, ...] = ()
+    """Providers to time; none named: all."""
+    without: tuple[str, ...] = ()
+    """Providers to leave out."""
+    seconds: float | None = None
+    """Begin no further case after so long."""
     quick: bool = False
     """Small shapes and few rounds: shows that everything runs, says little about speed."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,6 +62,10 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("bench: --device cuda, but torch sees no GPU here; use --device cpu")
     if options.device not in ("cpu", "cuda"):
         raise InputError(f"bench: --device {options.device} is neither cpu nor cuda")
+    if options.add and options.json is None:
+        raise InputError("bench: --add, but to no file; name one with --json")
+    if options.add and options.json is not None:
+        results.continued(options.json, environment(torch.device(options.device)))
     return _under_pytest(options)
 
 
@@ -64,7 +79,11 @@ def _under_pytest(options: Options) -> int:
     flags = [str(CASES), "--import-mode=importlib", "--benchmark-only", "--benchmark-quiet", "-q", "-s", "--no-header"]
     flags += ["-p", "no:cacheprovider", "--disable-warnings", f"--on={options.device}", f"--threads={options.threads}"]
     flags += [f"--rooms={','.join(options.names or registry.names())}"]
+    flags += [f"--case={options.case}", *(f"--only={name}" for name in options.only)]
+    flags += [f"--without={name}" for name in options.without]
     flags += ["--quick"] if options.quick else []
+    flags += ["--add"] if options.add else []
+    flags += [] if options.seconds is None else [f"--seconds={options.seconds}"]
     flags += [f"--rows={options.json.absolute()}"] if options.json is not None else []
     code = int(pytest.main(flags))
     if code:

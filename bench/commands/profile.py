@@ -63,6 +63,7 @@ def _profile(config: ProfileConfig, preset: str, ranks: Ranks) -> int:
     out.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = LanguageModel.build(train.model, train.seed, ranks.device, dtype)
+    model.execute(compiled=train.execution.compile, recompute=train.execution.recompute)
     step = Step(model, Optimizer(model, train.optimizer), replace(ranks, world=1), precision, rows * train.data.window)
     batch = random_batch(train.model, rows, train.data.window, ranks.device)
     states = [model.initial_state(rows) if batch.slots is not None else None]

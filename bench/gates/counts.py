@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from hotplate.bench.gates.live import Live
+from hotplate.bench.live import Live
 from hotplate.kernels import native
 from hotplate.model.batch import Batch
 from hotplate.model.config import ModelConfig

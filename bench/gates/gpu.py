@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hotplate.bench.gates.stand_in import library
+from hotplate.bench.stand_in import library
 
 WORKLOADS = (
     *(f"{model}-small eager" for model in ("gpt", "qlstm", "lstm", "lstm-dense", "lstm-diagonal")),
@@ -30,7 +30,7 @@ def why_not() -> str | None:
 
 def measure(workloads: Sequence[str] = WORKLOADS) -> dict[str, dict[str, Any]]:
     """Counts by workload. RuntimeError with the process's last words when it fails."""
-    command = [sys.executable, "-W", "ignore", "-m", "hotplate.bench.gates.stand_in.worker", *workloads]
+    command = [sys.executable, "-W", "ignore", "-m", "hotplate.bench.stand_in.worker", *workloads]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])

@@ -2,7 +2,7 @@
 
 import json
 
-from hotplate.bench.gates.stand_in import library
+from hotplate.bench.stand_in import library
 
 loaded = library.load()
 
@@ -10,11 +10,11 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from hotplate.bench.gates.stand_in import device  # noqa: E402
+from hotplate.bench.stand_in import device  # noqa: E402
 
 device.install(90, loaded)
 
-from hotplate.bench.gates.stand_in import steps  # noqa: E402
+from hotplate.bench.stand_in import steps  # noqa: E402
 from hotplate.train.step import Step  # noqa: E402
 
 WORKLOAD = "lstm-small eager"

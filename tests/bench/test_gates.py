@@ -66,7 +66,7 @@ def told(script: str) -> dict:
 
 def test_calls_launch_what_compiles_and_fits_a_gpu() -> None:
     found = told("cases_on_gpu.py")
-    assert found["failed"] == {} and found["count"] > 40
+    assert found["failed"] == {} and min(found["counts"].values()) > 1 and sum(found["counts"].values()) > 60
 
 
 @pytest.fixture(scope="module")

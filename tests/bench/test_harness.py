@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import multiprocessing
 import os
 import resource
@@ -12,50 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import FIELDS, a_row, rates_of_a_moment, toy  # noqa: F401
 
-from hotplate.bench import plots, rates, registry, results, timing
-from hotplate.bench.commands.bench import CASES, main
-from hotplate.bench.harness import KEPT, OURS, Case, NotTimed, checked, error, floor_ms
+from hotplate.bench import rates, results, timing
+from hotplate.bench.harness import KEPT, OURS, Case, NotTimed, error, floor_ms
 from hotplate.bench.rates import Rates
-from hotplate.bench.results import Row
-from hotplate.bench.table import table
 from hotplate.bench.timing import measure, peak_bytes
 from hotplate.train import heap
 from hotplate.train.environment import environment, processor
-from hotplate.train.errors import InputError
 
-FIELDS = {
-    *("bench", "case", "provider", "device", "dtype", "ms_median", "ms_p20", "ms_p80", "floor_ms"),
-    *("tokens_per_s", "peak_bytes", "max_err", "floor_share", "bytes_per_s", "flops_per_s", "mtokens_per_hour"),
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def rates_of_a_moment():
-    """Of this processor, but of less memory and smaller products: ten seconds less, and no test looks at how large."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rates, "CPU_SIDES", (64, 256))
-        patch.setattr(rates, "CPU_BYTES", 12 << 20)
-        rates.measured_rates.cache_clear()
-        yield
-    rates.measured_rates.cache_clear()
-
-
-def toy(**providers):
-    """Doubling a vector; providers are name -> function of the vector."""
-    return Case(
-        bench="toy",
-        name="double",
-        device="cpu",
-        dtype=torch.float32,
-        prepare=lambda: torch.arange(1.0, 5.0),
-        truth=lambda x: [2 * x.double()],
-        providers=providers,
-        tolerance=1e-6,
-        tokens=4,
-        moved_bytes=32,
-        flops=4,
-    )
+pytestmark = pytest.mark.usefixtures("rates_of_a_moment")
 
 
 def test_rows_say_who_did_what_how_fast():
@@ -159,6 +124,32 @@ os.kill(os.getpid(), 9)
 """
 
 
+ANEW = """
+import os
+from functools import partial
+import torch
+from hotplate.bench import rates
+from hotplate.bench.apart import Ended, computed_anew
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    torch.ones(1 << 22).exp()
+    rates.CPU_SIDES, rates.CPU_BYTES = (64,), 12 << 20
+    print(rates.measured_rates("cpu", torch.float32).bytes_per_s > 0)
+    try:
+        computed_anew("a process", partial(os._exit, 3))
+    except Ended as reason:
+        print(reason)
+"""
+
+
+def test_rates_are_measured_after_threads_have_computed(tmp_path):
+    """A fork of such a process would wait for its threads without end."""
+    script = tmp_path / "anew.py"
+    script.write_text(ANEW)
+    out = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, timeout=120).stdout
+    assert out.splitlines() == ["True", "a process ended without an answer"]
+
+
 def test_no_process_outlives_the_one_that_asks():
     out = subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True, timeout=60).stdout
     deadline = time.monotonic() + 30
@@ -233,7 +224,7 @@ def test_rates_of_bf16_are_of_fp32_copies_where_the_processor_does_not_multiply_
     monkeypatch.setattr(rates, "multiply", lambda left, right, out: seen.add(left.dtype))
     monkeypatch.setattr(rates, "CPU_SIDES", (8,))
     monkeypatch.setattr(rates, "CPU_BYTES", 1 << 10)
-    monkeypatch.setattr(rates, "computed_apart", lambda name, function: function())
+    monkeypatch.setattr(rates, "computed_anew", lambda name, function: function())
     monkeypatch.setattr(rates, "measured_rates", cache(rates.measured_rates.__wrapped__))
     found = rates.measured_rates("cpu", torch.bfloat16)
     assert seen == {torch.bfloat16 if halves else torch.float32}
@@ -254,79 +245,39 @@ def test_processors_of_one_name_are_told_apart(tmp_path):
     assert processor(info) and processor(tmp_path / "absent") == processor(info)
 
 
-@pytest.fixture
-def not_a_worker(monkeypatch):
-    """pytest-benchmark measures nothing in a process that xdist started, and asks the environment."""
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+class Event:
+    """A CUDA event: notes when it is recorded."""
+
+    def __init__(self, notes) -> None:
+        self.notes = notes
+
+    def record(self) -> None:
+        self.notes.append("event")
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other) -> float:
+        return 3.0
 
 
-def test_the_command_writes_what_it_shows(tmp_path, capsys, not_a_worker):
-    path = tmp_path / "deep" / "rows.json"
-    assert main(["newton_schulz", "--quick", "--json", str(path)]) == 0
-    body = json.loads(path.read_text())
-    assert {"name", "cores", "threads", "python", "versions", "revision", "date"} <= set(body["machine"])
-    assert {row["provider"] for row in body["rows"]} == {"eager", "published", "reference"}
-    assert all(set(row) >= FIELDS for row in body["rows"])
-    assert "newton_schulz" in capsys.readouterr().out
-    machine, rows = results.read(path)
-    assert machine == body["machine"] and [vars(row) for row in rows] == body["rows"]
-    assert path.with_name("rows-floor.png").stat().st_size > 1000
-    path.write_text("{}")
-    with pytest.raises(InputError, match=r"rows.json: not a result file"):
-        results.read(path)
+@pytest.mark.parametrize("whole", [False, True])
+def test_on_a_gpu_the_host_gets_a_lead_before_a_kernel_and_none_before_a_step(monkeypatch, whole):
+    notes = []
+    fakes = {"Event": lambda enable_timing: Event(notes), "synchronize": lambda device=None: notes.append("wait")}
+    fakes |= {"_sleep": lambda cycles: notes.append(cycles)}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(timing, "peak_bytes", lambda call, device: 7)
+    monkeypatch.setattr(timing, "_apart", timing._together)
 
+    def slow(x):
+        time.sleep(0.004)
+        notes.append("call")
+        return [2 * x]
 
-def test_pytest_benchmark_keeps_what_was_measured(tmp_path, not_a_worker):
-    """Its own file, from which its comparisons are made, holds the interleaved rounds of the row."""
-    path = tmp_path / "theirs.json"
-    flags = ["--benchmark-only", "--benchmark-quiet", "--quick", "--rooms=newton_schulz", f"--benchmark-json={path}"]
-    assert pytest.main([str(CASES), "--import-mode=importlib", "-q", "-p", "no:cacheprovider", *flags]) == 0
-    kept = json.loads(path.read_text())["benchmarks"]
-    assert [one["extra_info"]["row"]["provider"] for one in kept] == ["eager", "published", "reference"]
-    for one in kept:
-        assert 1e3 * one["stats"]["median"] == pytest.approx(one["extra_info"]["row"]["ms_median"])
-        assert one["stats"]["rounds"] == len(one["stats"]["data"]) == timing.MIN_ROUNDS
-
-
-def test_plots_show_floors_and_steps(tmp_path):
-    rows = [a_row(bench="step", provider=name, tokens_per_s=2.0, floor_share=0.5) for name in ("ours", "peer")]
-    found = plots.write(tmp_path / "r.json", rows, {"name": "m", "date": "2026-01-02"})
-    assert [path.name for path in found] == ["r-floor.png", "r-steps.png"]
-    assert plots.write(tmp_path / "r.json", [a_row()], {"name": "m", "date": "2026-01-02"}) == []
-
-
-def test_the_command_fails_when_a_provider_is_wrong(monkeypatch, capsys, not_a_worker):
-    monkeypatch.setattr(registry, "cases", lambda *_: [toy(wrong=lambda x: [x])])
-    assert main(["qlstm", "--quick"]) == 1
-    assert "not timed" in capsys.readouterr().out
-
-
-def test_the_command_names_what_it_knows():
-    with pytest.raises(InputError, match="no benchmark called qlstn; known: .*qlstm"):
-        main(["qlstn"])
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_the_command_asks_for_no_gpu_that_is_not_there():
-    with pytest.raises(InputError, match="use --device cpu"):
-        main(["qlstm", "--device", "cuda"])
-
-
-@pytest.mark.parametrize("name", registry.names())
-def test_every_small_case_computes_what_it_says(name):
-    cases = registry.cases(name, "cpu", quick=True)
-    assert cases
-    for case in cases:
-        assert next(iter(case.providers)) in ({"hotplate"} if name == "step" else {"native", "eager"})
-        checked(case)
-
-
-def a_row(**changes) -> Row:
-    values = {"bench": "b", "case": "c", "provider": "ours", "device": "cpu", "dtype": "float32", "max_err": 0.0}
-    values |= {"ms_median": 2.0, "ms_p20": 2.0, "ms_p80": 2.0, "cpu_ms_median": None, "floor_ms": None}
-    return Row(**values | changes)
-
-
-def test_the_table_compares_with_the_first_provider():
-    shown = table([a_row(), a_row(provider="peer", ms_median=5.0)])
-    assert list(shown.columns[5].cells) == ["1.00", "2.50"]
+    found = measure(dataclasses.replace(toy(slow=slow), whole=whole), rounds=5)["slow"]
+    assert found.wall == [3.0] * 5 and found.busy == [] and found.peak_bytes == 7 and 4 <= found.host_ms < 100
+    lead = [] if whole else [int(min(2 * found.host_ms, 50) * timing.CYCLES_PER_MS)]
+    assert notes == ["call", "wait", "call", "wait"] + [*lead, "event", "call", "event"] * 5
+    row = results.row(toy(), "slow", found)
+    assert row.host_ms == found.host_ms

@@ -9,6 +9,7 @@ import torch
 from hotplate.bench import gaps
 from hotplate.bench.commands.profile import main
 from hotplate.bench.rates import Rates
+from hotplate.model.lm import LanguageModel
 from hotplate.train.commands import guarded
 
 
@@ -26,6 +27,14 @@ def test_profile_names_the_operations_of_a_step(preset: str, tmp_path: Path, cap
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     out = capsys.readouterr().out
     assert names[0] in out and "largest gaps" in out and facts["gaps"][0] in out.replace("\n", " ")
+
+
+def test_profile_runs_blocks_as_training_would(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(LanguageModel, "execute", lambda self, **how: asked.append(how))
+    flags = ["--steps=1", f"--out={tmp_path}", "--train.batch=2", "--train.data.window=16", "--train.model.vocab=64"]
+    main(["gpt-nano", *flags, "--train.device=cpu", "--train.execution.compile", "--train.execution.recompute"])
+    assert asked == [{"compiled": True, "recompute": True}]
 
 
 def test_work_counts_products_and_traffic_and_no_views() -> None:

@@ -179,3 +179,11 @@ def test_repetition_is_penalised_as_transformers_does_and_only_allowed_ids_are_d
     for wrong in ({"repetition_penalty": 0.0}, {"allowed": torch.zeros(model.config.vocab, dtype=torch.bool)}):
         with pytest.raises(ValueError, match="want"):
             generate(model, prompt, 1, **wrong)
+
+
+def test_rows_by_rows_are_the_batch() -> None:
+    batch = replace(rows_of(random_tokens(5, 8)), slots=None)
+    parts = list(batch.by_rows(2))
+    assert [part.rows for part in parts] == [2, 2, 1]
+    for name in ("tokens", "targets", "weights", "positions", "target_bytes"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))

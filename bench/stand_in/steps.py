@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hotplate.bench.gates.live import Live
-from hotplate.bench.gates.stand_in import device
+from hotplate.bench.live import Live
+from hotplate.bench.stand_in import device
 from hotplate.model.config import ModelConfig
 from hotplate.model.lm import LanguageModel
 from hotplate.model.presets import PRESETS
@@ -117,17 +117,18 @@ def _on_gpu(model: nn.Module) -> nn.Module:
     return model
 
 
-def step_of(config: ModelConfig, compiled: bool) -> Callable[[], None]:
-    """An update in bf16 on whole windows, as the trainer makes it."""
+def step_of(config: ModelConfig, compiled: bool, B: int, T: int, *, carried: bool) -> Callable[[], None]:
+    """An update in bf16 on B rows of T tokens, as the trainer makes it; with `carried`, recurrences go on with the
+    state of the update before."""
     with torch.device("meta"):
         model = LanguageModel(config).to(torch.bfloat16)
     with FakeTensorMode() as mode:
         _on_gpu(model)
         model.execute(compiled=compiled)
-        T = config.context
-        step = Step(model, Optimizer(model, OptimizerConfig()), Ranks(0, 1, GPU), "bf16", targets=TOKENS)
-        batch = random_batch(config, TOKENS // T, T, GPU)
-        states = [model.initial_state(TOKENS // T) if config.recurrent else None]
+        step = Step(model, Optimizer(model, OptimizerConfig()), Ranks(0, 1, GPU), "bf16", targets=B * T)
+        batch = random_batch(config, B, T, GPU)
+        batch = batch if carried else replace(batch, slots=None)
+        states = [model.initial_state(B) if batch.slots is not None else None]
 
     def run() -> None:
         nonlocal states
@@ -152,7 +153,8 @@ def measure(workloads: Sequence[str]) -> dict[str, dict[str, Any]]:
     for workload in workloads:
         model, how = workload.split()
         torch.compiler.reset()
-        run = step_of(config_of(model), how == "compiled")
+        config = config_of(model)
+        run = step_of(config, how == "compiled", TOKENS // config.context, config.context, carried=True)
         for _ in range(3):  # they fill what is kept, and compile
             device.real_bodies(inside)  # of operators that the step before has registered
             run()

@@ -30,6 +30,7 @@ Launched = Callable[[str, Mapping[str, Any]], None]  # kernel's name, and its ar
 
 
 listeners: list[Launched] = []  # hear of every Triton launch, after it was compiled and found to fit the device
+loaders: list[Callable[[Any, Any], None]] = []  # hear of every kernel, before its first launch: its source and metadata
 
 
 def install(capability: int, library: CDLL) -> None:
@@ -80,8 +81,14 @@ def _replace(where: Any, answers: Mapping[str, Any]) -> None:
 
 
 def _memory() -> None:
-    """Addresses, which alignment is asked of; copies to the device, whose host side a real one would pin; and lists of
-    fake tensors are taken in one launch, as lists of tensors are."""
+    """Addresses, which alignment is asked of; copies to the device, whose host side a real one would pin, and tensors
+    made there of Python's numbers; and lists of fake tensors are taken in one launch, as lists of tensors are."""
+    made = torch.tensor
+
+    def tensor(data: Any, *, device: torch.device | str | None = None, **named: Any) -> Tensor:
+        return made(data, **named) if device is None else made(data, **named).to(device)
+
+    _replace(torch, {"tensor": tensor})
     torch.utils._foreach_utils._foreach_supported_types.append(FakeTensor)
     _replace(fake_tensor, {"init_gpu_context": lambda *device: None})
     _replace(FakeTensor, {"data_ptr": lambda self: ALLOCATED + self.storage_offset() * self.itemsize})
@@ -128,6 +135,8 @@ def _triton(capability: int) -> None:
     class Launcher:
         def __init__(self, source: Any, metadata: Any) -> None:
             self.metadata, self.names = metadata, list(source.signature)
+            for loader in loaders:
+                loader(source, metadata)
             if wide := sorted(name for name, kind in source.signature.items() if "fp64" in kind):
                 raise RuntimeError(f"stand-in GPU: {metadata.name}: {wide} are fp64, in which a GPU is slow")
 

@@ -1,21 +1,21 @@
-"""Counts of training steps on a stand-in GPU: `python -m hotplate.bench.gates.stand_in.worker WORKLOAD...` prints them
+"""Counts of training steps on a stand-in GPU: `python -m hotplate.bench.stand_in.worker WORKLOAD...` prints them
 as JSON, by workload. The library comes before torch, and the device before whatever remembers what torch.cuda says."""
 
 import json
 import sys
 from collections.abc import Sequence
 
-from hotplate.bench.gates.stand_in import library
+from hotplate.bench.stand_in import library
 
 CAPABILITY = 90
 
 
 def main(workloads: Sequence[str]) -> int:
     loaded = library.load()
-    from hotplate.bench.gates.stand_in import device
+    from hotplate.bench.stand_in import device
 
     device.install(CAPABILITY, loaded)
-    from hotplate.bench.gates.stand_in import steps
+    from hotplate.bench.stand_in import steps
 
     print(json.dumps(steps.measure(workloads)))
     return 0
