@@ -5,7 +5,7 @@
 #   bench/gpu.sh [RESULTS FOLDER] [SECONDS IN ALL]
 # Needs torch, triton, and what `requirements.lock` pins of tyro, tomli-w, matplotlib, rich, pytest and pytest-benchmark;
 # transformers and liger-kernel add their rows where they are. Takes from build/gpu-kit, where there is one, what
-# bench/gpu-kit.sh put there: such packages, and kernels compiled ahead. With $OUT, results come there as an archive too.
+# bench/gpu-kit.sh put there: such packages, kernels compiled ahead, a corpus. With $OUT, results come there as an archive too.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$(mkdir -p "${1:-$root/build/gpu}" && cd "${1:-$root/build/gpu}" && pwd)
@@ -35,6 +35,8 @@ stage() { # NAME MOST-SECONDS COMMAND...
 }
 quick=${QUICK:+--quick}
 rows=${QUICK:+2}
+data=$([ -e "$kit/data" ] && echo "$kit/data" || echo python-stdlib)
+hours=$([ -n "$quick" ] && echo 5s || echo 40s)
 check() { # NAME MOST-SECONDS ARGUMENTS...
     local name=$1 most=$2; shift 2
     stage "$name" "$most" "$python" -m hotplate.bench.device_check --device "$device" ${IMPL:+--impl $IMPL} "$@"
@@ -50,13 +52,15 @@ profiled() { # MODEL
 }
 models=(${MODELS:-gpt-small qlstm-small lstm-small})
 rooms=(${ROOMS:-attention cross_entropy qlstm lstm mlp rmsnorm layernorm rotary adamw newton_schulz lstm_dense lstm_diagonal})
-slow=(reference eager "loop of torch operations" "step loop" "block matrix") # take seconds a call, and are no rivals
+slow=(reference eager flex "loop of torch operations" "step loop" "block matrix") # take seconds a call, or to compile
 
 stage machine 30 "$python" -c "import json, torch; from hotplate.train.environment import environment as e; print(json.dumps(e(torch.device('$device'))))"
 check check-quick 90 --quick
 bench ours-steps 150 ours step --only hotplate "hotplate, compiled"
 bench ours-rooms 90 ours "${rooms[@]}" --only triton native
 for model in "${models[@]:0:1}"; do profiled "$model"; done
+stage train 120 "$python" "$root/train/main.py" "${models[0]}" --device "$device" --data.source "$data" --evaluation.splits validation \
+    --budget "$hours" --run.folder train --run.resume auto ${QUICK:+--batch 2}
 bench peers-steps 150 peers step --without "${slow[@]}"
 bench peers-rooms 120 peers "${rooms[@]}" --without "${slow[@]}"
 check check 240 $quick
@@ -65,7 +69,8 @@ bench all 600 all step "${rooms[@]}"
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     stage memcheck 240 compute-sanitizer --tool memcheck "$python" -m hotplate.bench.device_check --quick --dtypes bfloat16
 fi
-echo; cat check*.log | grep -E "WRONG|refused|wrong$" | sort | uniq -c | sort -rn | head -n 20
+echo; cat check*.log 2>/dev/null | grep -E "WRONG|refused|wrong$" | sort | uniq -c | sort -rn | head -n 20
 for log in ours-steps peers-steps ours-rooms peers-rooms all; do [ -e "$log.log" ] && grep -E "│|┃|error above" "$log.log"; done
-for log in profile-*.log; do grep -m1 "tok/s" "$log"; sed -n '/^largest gaps/,/^trace/p' "$log"; done
+for log in profile-*.log; do [ -e "$log" ] || continue; grep -m1 "tok/s" "$log"; sed -n '/^largest gaps/,/^trace/p' "$log"; done
+[ ! -e train.done ] || sed -n '/━ hours/,/^loss curve/p' train.log
 [ -z "${OUT:-}" ] || tar -czf "$OUT/gpu.tar.gz" --exclude=./triton --exclude=./tree --exclude=trace.json --exclude=memory.pickle .
