@@ -23,19 +23,19 @@ def rehearsed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_kernels_compiled_ahead_are_found_where_they_were_carried(tmp_path: Path) -> None:
     made, carried = tmp_path / "made", tmp_path / "carried"
-    first = rehearsed(made, "--quick", "rotary", "adamw")
+    first = rehearsed(made, "--quick", "rotary")
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "rotary: 4 calls" in first.stdout and "adamw: 2 calls" in first.stdout and "FAILED" not in first.stdout
+    assert "rotary: 4 calls" in first.stdout and "FAILED" not in first.stdout
     made.rename(carried)
     kernels = {path: path.stat().st_mtime_ns for path in carried.glob("*/*.cubin")}
-    assert len(kernels) > 4
+    assert len(kernels) > 2
     assert {path.suffix for path in carried.glob("*/*")} <= set(kernel_cache.NEEDED)
     assert kernel_cache.main([str(carried)]) == 0
     for group in carried.glob("*/__grp__*"):
         paths = json.loads(group.read_text())["child_paths"]
         assert all(Path(path).parent == group.parent for path in paths.values())
-    again = rehearsed(carried, "--quick", "rotary", "adamw")
-    assert again.returncode == 0 and sorted(again.stdout.splitlines()) == sorted(first.stdout.splitlines())
+    again = rehearsed(carried, "--quick", "rotary")
+    assert again.returncode == 0 and again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in carried.glob("*/*.cubin")} == kernels, "compiled again"
 
 
@@ -45,7 +45,7 @@ def test_a_rehearsal_tells_what_does_not_run(tmp_path: Path) -> None:
 
 
 def test_the_script_for_a_gpu_machine_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """On a CPU, with small shapes of one room, and with two stages of all."""
+    """On a CPU, with small shapes of one room, one stage of all."""
     out, kept = tmp_path / "out", {k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}
     chosen = {"DEVICE": "cpu", "QUICK": "1", "ROOMS": "rotary", "OUT": str(tmp_path), "PYTHON": sys.executable}
     script = [str(ROOT / "bench" / "gpu.sh"), str(out)]
@@ -57,9 +57,9 @@ def test_the_script_for_a_gpu_machine_goes_on_where_it_stopped(tmp_path: Path) -
         return [line for line in done.stdout.splitlines() if line.startswith("==")]
 
     assert run(0, "ours-rooms") == ["== ours-rooms: not begun, no time left"]
-    for stage, providers in (("ours-rooms", {"native"}), ("peers-rooms", {"native", "torch"})):
-        (line,) = run(300, "ours-rooms", stage)
-        assert line.startswith(f"== {stage}: ") and line.endswith(" s"), line
-        rows = json.loads((out / f"{stage.partition('-')[0]}.json").read_text())["rows"]
-        assert {row["provider"] for row in rows} == providers
+    (line,) = run(300, "ours-rooms")
+    assert line.startswith("== ours-rooms: ") and line.endswith(" s"), line
+    rows = json.loads((out / "ours.json").read_text())["rows"]
+    assert {row["provider"] for row in rows} == {"native"}
+    assert run(300, "ours-rooms") == []
     assert (tmp_path / "gpu.tar.gz").stat().st_size > 1000
