@@ -21,6 +21,7 @@ import torch
 
 from hotplate.kernels.native.build import cache_folder
 from hotplate.model.cost import cost, device_peak_flops
+from hotplate.train import console
 from hotplate.train.config import TrainConfig
 from hotplate.train.environment import environment
 from hotplate.train.errors import InputError
@@ -109,7 +110,11 @@ def _search(
 
     def attempt(rows: int, most: float) -> Row:
         micro_batches = 1 if update is None else min(MOST_MICRO_BATCHES, update // rows)
-        return try_rows(name, config, ranks, rows, most, micro_batches)
+        row = try_rows(name, config, ranks, rows, most, micro_batches)
+        if ranks.main:  # a search may take minutes
+            told = "no room" if row.out_of_memory else f"{row.tokens_per_second:,.0f} tok/s"
+            console.complain(f"{name}: {rows} x {config.data.window} tokens a pass: {told}")
+        return row
 
     tried = _climb(attempt, sizes, ends=time.monotonic() + seconds)
     best = max(tried, key=lambda row: row.tokens_per_second)

@@ -68,11 +68,13 @@ def test_the_fastest_batch_wins_not_the_largest(monkeypatch: pytest.MonkeyPatch)
         MemoryError(),
     ],
 )
-def test_running_out_of_memory_ends_the_search_only(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def test_running_out_of_memory_ends_the_search_only(monkeypatch, error: BaseException, capsys) -> None:
     pretend(monkeypatch, {1: 10.0, 2: 18.0, 4: error})
     found = look()
     assert is_out_of_memory(error) and found.best.rows == 2
     assert [row.out_of_memory for row in found.tried] == [False, False, True]
+    told = [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told[:3] == ["10 tok/s", "18 tok/s", "no room"]
 
 
 def test_other_errors_are_not_hidden_and_nothing_fitting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
