@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hotplate.bench import plots, registry, results, timing
+from hotplate.bench.commands.bench import OUT_OF_TIME
 from hotplate.bench.harness import Case, NotTimed
 from hotplate.bench.table import show
 from hotplate.bench.timing import Meter, Samples
@@ -18,6 +19,7 @@ ROUNDS, QUICK_ROUNDS = 15, 5
 ROWS = pytest.StashKey[list[results.Row]]()
 CURRENT = pytest.StashKey[tuple[Case, dict[str, Samples] | NotTimed]]()
 BEGIN = pytest.StashKey[float]()
+LEFT_OUT = pytest.StashKey[bool]()  # whether --seconds kept a case from being timed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(config.getoption("--threads"))
     config.stash[ROWS] = results.read(Path(path))[1] if (path := _added_to(config)) else []
-    config.stash[BEGIN] = time.monotonic()
+    config.stash[BEGIN], config.stash[LEFT_OUT] = time.monotonic(), False
 
 
 def _added_to(config: pytest.Config) -> str | None:
@@ -87,6 +89,7 @@ def measured(request: pytest.FixtureRequest, case: Case) -> dict[str, Samples]:
     stash, limit = request.config.stash, request.config.getoption("--seconds")
     if CURRENT not in stash or stash[CURRENT][0] is not case:
         if limit is not None and time.monotonic() - stash[BEGIN] > limit:
+            stash[LEFT_OUT] = True
             pytest.skip("no time is left")
         found: dict[str, Samples] | NotTimed
         try:
@@ -112,6 +115,11 @@ def keep_row(request: pytest.FixtureRequest) -> Callable[[Case, str, Samples], d
         return asdict(rows[-1])
 
     return keep
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.exitstatus == 0 and session.config.stash[LEFT_OUT]:
+        session.exitstatus = OUT_OF_TIME
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:

@@ -44,7 +44,7 @@ def _leaf(shape: Sequence[int], dtype: torch.dtype, device: str, scale: float = 
 
 def recurrent(quick: bool, dtype: torch.dtype, device: str) -> Iterator[Case]:
     """Widths that are round, odd and past a tile, rows one past a tile; resets with neighbours, first and last."""
-    for B, T in [(3, 17)] if quick else [(3, 17), (17, 130), (33, 400)]:
+    for B, T in [(3, 17)] if quick else [(3, 17), (17, 130), (33, 1024)]:
         for D in (40, 256) if quick else (40, 256, 768):
             one_step = (("qlstm", qlstm, 4, {"forget_offset": 1.0}), ("qlstm coupled", qlstm, 3, {"coupled": True}))
             for name, op, gates, options in one_step:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What bench/gpu.sh wants beside a checkout on a machine that has torch and triton and no network: build/gpu-kit with the
-# packages that such machines lack, a corpus in tokens, and every kernel compiled ahead. Fails where code for the GPU does
-# not run on a stand-in. PYTHON has the versions of Python, torch and triton of that machine; a quarter of an hour on two
+# packages that such machines lack, a corpus in tokens, and the kernels of its check and benchmarks compiled ahead. Fails
+# where their code does not run on a stand-in GPU. PYTHON has the versions of Python, torch and triton of that machine; a quarter of an hour on two
 # cores. build/gpu-kit is what to carry. PACKAGES="NAME ..." adds packages, without what they need.
 #   bench/gpu-kit.sh [PYTHON]
 set -euo pipefail

@@ -103,15 +103,11 @@ def write(path: Path, rows: Iterable[Row], machine: Mapping[str, object]) -> Non
     os.replace(fresh, path)
 
 
-def continued(path: Path, machine: Mapping[str, Any]) -> list[Row]:
-    """The rows of a result file that go on with this machine's; none where there is no file. InputError where it was
-    another machine, revision or version of a package that made them."""
-    if not path.exists():
-        return []
-    before, rows = read(path)
+def want_same(path: Path, machine: Mapping[str, Any]) -> None:
+    """InputError where another machine, revision or version of a package made the rows of a result file."""
+    before, _ = read(path)
     if differs := [name for name in ("name", "device", "revision", "versions") if before.get(name) != machine[name]]:
         raise InputError(f"{path}: its rows were made with another {differs[0]}; name a new file, or leave out --add")
-    return rows
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:

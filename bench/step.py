@@ -59,8 +59,8 @@ class Shape:
 
 
 def shapes(device: str, quick: bool) -> list[Shape]:
-    """Languini's models, mini at 2 x 512 on a CPU, small at 32 x 512 on a GPU; a decoder; the speech shape, there all.
-
+    """Languini's models, mini at 2 x 512 on a CPU, small at 32 x 512 on a GPU; a decoder; the speech shape, on a
+    CPU two layers of it.
 
     In bf16 on a GPU, in fp32 on a CPU; there the first also in bf16 where that is the trainer's choice.
     """
@@ -170,6 +170,7 @@ def _case(shape: Shape, device: str, quick: bool) -> Case:
             losses.append(model(batch).loss_sum / work.batch.tokens.numel())
             losses[-1].backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert len(gradients) == len(list(model.parameters())), "every parameter has a gradient"
         return [torch.stack(losses).sum().detach(), torch.nn.utils.get_total_norm(gradients)]
 
     tokens, costs = shape.B * shape.T, cost(config, shape.T)

@@ -45,13 +45,7 @@ def _built(code: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / f"{name}.c"
         path.write_text(code, encoding="utf-8")
-        made = build._build(name, str(path), place, [_empty_library()], driver.include_dirs, driver.libraries, [])
+        library = ["cc", "-shared", "-x", "c", "/dev/null", "-o", f"{place}/libcuda.so.1"]
+        subprocess.run(library, check=True)
+        made = build._build(name, str(path), place, [place], driver.include_dirs, driver.libraries, [])
         folder.put(Path(made).read_bytes(), name + suffix, binary=True)
-
-
-@cache
-def _empty_library() -> str:
-    """A folder with a driver's library that has nothing in it."""
-    place = tempfile.mkdtemp()
-    subprocess.run(["cc", "-shared", "-x", "c", "/dev/null", "-o", f"{place}/libcuda.so.1"], check=True)
-    return place

@@ -1,5 +1,6 @@
-"""What `bench/gpu.sh` launches, on a stand-in GPU: `python -m hotplate.bench.stand_in.rehearse FOLDER [PART...]`.
+"""What `bench/gpu.sh` checks and times of ours, on a stand-in GPU.
 
+`python -m hotplate.bench.stand_in.rehearse FOLDER [PART...]`
 Says what does not run, and leaves the compiled kernels in FOLDER, to be carried to a GPU machine with the same versions
 of Triton and Python: compiling takes minutes, of which a lent machine has few. Parts are `check-DTYPE`, the calls of
 device_check.py, and names of benchmarks, of which hotplate's own providers run; none named: all. With --quick on small
@@ -28,11 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if os.environ.get(ALONE):
         return _alone(options.parts, options.quick)
-    os.environ |= {ALONE: "1", "TRITON_CACHE_DIR": str(options.folder.absolute())}
+    told = os.environ | {ALONE: "1", "TRITON_CACHE_DIR": str(options.folder.absolute())}
     again = [sys.executable, "-W", "ignore", "-m", __spec__.name, str(options.folder), *["--quick"][: options.quick]]
 
     def run(part: str) -> int:
-        done = subprocess.run([*again, part], stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([*again, part], stdout=subprocess.PIPE, text=True, env=told, check=False)
         print(done.stdout or f"{part}: ended without a word, exit code {done.returncode}\n", end="", flush=True)
         return done.returncode
 

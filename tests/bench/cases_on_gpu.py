@@ -33,5 +33,17 @@ def cases(quick, dtype, where):
 
 device_cases.cases = cases
 parts = {part: rehearsal.run(part, True) for part in ("check-bfloat16", "check-float32", *BENCHMARKS)}
+
+
+def planted(part, quick):
+    def call():
+        raise RuntimeError("does not run")
+
+    yield "call", call
+    yield "another", lambda: None
+
+
+rehearsal.calls = planted
+parts["planted"] = rehearsal.run("planted", True)
 failed = {f"{part} {call}": why for part, found in parts.items() for call, why in found.failures.items()}
 print(json.dumps({"counts": {part: found.calls for part, found in parts.items()}, "failed": failed}))

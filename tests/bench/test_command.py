@@ -9,7 +9,7 @@ import torch
 from toys import FIELDS, a_row, rates_of_a_moment, toy  # noqa: F401
 
 from hotplate.bench import plots, registry, results, timing
-from hotplate.bench.commands.bench import CASES, main
+from hotplate.bench.commands.bench import CASES, OUT_OF_TIME, main
 from hotplate.bench.harness import checked
 from hotplate.bench.table import table
 from hotplate.train.environment import environment
@@ -81,7 +81,7 @@ def test_rows_are_added_to_a_file_whatever_ended_the_run_before(tmp_path, monkey
     monkeypatch.undo()
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setattr(registry, "cases", lambda *_: two_cases)
-    assert main([*ask, "--add", "--seconds", "0"]) == 0
+    assert main([*ask, "--add", "--seconds", "0"]) == OUT_OF_TIME
     assert results.read(path)[1] == before
     assert main([*ask, "--add"]) == 0
     assert results.read(path)[1][:2] == before
